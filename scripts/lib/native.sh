@@ -1,0 +1,97 @@
+# shellcheck shell=bash
+# The brokers as processes of this machine.
+
+# Starts the named brokers side by side; one that fails leaves the others up.
+native_up() {
+  local name job jobs=() failed=0
+  command -v setsid flock timeout >/dev/null && [[ -d /proc/self ]] ||
+    die "without a docker engine this needs Linux with util-linux and coreutils"
+  for name in "$@"; do
+    with_lock "$name" native_ensure "$name" &
+    jobs+=("$!")
+  done
+  for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+  return "$failed"
+}
+
+native_ensure() {
+  local name=$1 pid
+  if pid=$(pid_of "$name"); then
+    if is_frozen "$pid"; then signal "$name" CONT; fi
+  else
+    "${name}_prepare"
+    free_port "$(port_of "$name")"
+    "${name}_launch"
+  fi
+  native_wait "$name"
+}
+
+native_answers() {
+  local name=$1
+  grep -qsF "$(ready_line_of "$name")" "$(log_of "$name")" && "${name}_speaks" "$(port_of "$name")"
+}
+
+native_wait() {
+  local name=$1 end=$((SECONDS + deadline)) why=''
+  until native_answers "$name"; do
+    if ! pid_of "$name" >/dev/null; then
+      why='ended while it started'
+    elif ((SECONDS >= end)); then
+      why="did not answer within $deadline s"
+    fi
+    if [[ $why ]]; then
+      tail -n 40 "$(log_of "$name")" >&2 || true
+      die "$name $why; the end of its log is above"
+    fi
+    sleep 0.1
+  done
+}
+
+native_state() {
+  local name=$1 pid
+  if ! pid=$(pid_of "$name"); then
+    echo down
+  elif is_frozen "$pid"; then
+    echo frozen
+  elif native_answers "$name"; then
+    echo up
+  else
+    echo starting
+  fi
+}
+
+native_kill() {
+  local name
+  for name in "$@"; do slay "$name"; done
+}
+
+native_freeze() {
+  local name
+  for name in "$@"; do signal "$name" STOP || die "$name is not running"; done
+}
+
+native_thaw() {
+  local name
+  for name in "$@"; do signal "$name" CONT || die "$name is not running"; done
+}
+
+native_down() {
+  local name
+  for name in "$@"; do with_lock "$name" native_remove "$name"; done
+}
+
+# The data goes with it, so there is nothing to gain from an orderly stop.
+native_remove() {
+  local name=$1
+  slay "$name"
+  if [[ $name == rabbitmq ]]; then slay epmd; fi
+  rm -f "$(pid_file "$name")"
+  if [[ $name == rabbitmq ]]; then rm -f "$(pid_file epmd)"; fi
+  rm -rf "$(dir_of "$name")"
+}
+
+native_tool() {
+  local name=$1
+  shift
+  "${name}_tool" "$@"
+}

@@ -1,0 +1,118 @@
+# shellcheck shell=bash
+# What the environment can override, and what follows from it.
+
+ANYQUEUE_RABBITMQ_PORT=${ANYQUEUE_RABBITMQ_PORT:-5672}
+ANYQUEUE_RABBITMQ_DIST_PORT=${ANYQUEUE_RABBITMQ_DIST_PORT:-$((ANYQUEUE_RABBITMQ_PORT + 20000))}
+ANYQUEUE_EPMD_PORT=${ANYQUEUE_EPMD_PORT:-$((ANYQUEUE_RABBITMQ_DIST_PORT + 1))}
+ANYQUEUE_KAFKA_PORT=${ANYQUEUE_KAFKA_PORT:-9092}
+ANYQUEUE_KAFKA_CONTROLLER_PORT=${ANYQUEUE_KAFKA_CONTROLLER_PORT:-$((ANYQUEUE_KAFKA_PORT + 1))}
+ANYQUEUE_SQS_PORT=${ANYQUEUE_SQS_PORT:-9324}
+ANYQUEUE_KAFKA_VERSION=${ANYQUEUE_KAFKA_VERSION:-4.2.0}
+ANYQUEUE_ELASTICMQ_VERSION=${ANYQUEUE_ELASTICMQ_VERSION:-1.6.12}
+# compose.yaml reads the same names.
+export ANYQUEUE_RABBITMQ_PORT ANYQUEUE_KAFKA_PORT ANYQUEUE_KAFKA_CONTROLLER_PORT ANYQUEUE_SQS_PORT
+export ANYQUEUE_KAFKA_VERSION ANYQUEUE_ELASTICMQ_VERSION
+
+say() { echo "brokers: $*" >&2; }
+die() {
+  say "$*"
+  exit 1
+}
+
+# The brokers are started from other folders, so a relative path would change its meaning.
+absolute() { realpath -m -- "$1"; }
+
+run_dir=$(absolute "${ANYQUEUE_BROKERS_DIR:-${root:?}/.brokers/run}")
+cache_dir=$(absolute "${ANYQUEUE_BROKERS_CACHE:-${root:?}/.brokers/cache}")
+deadline=${ANYQUEUE_BROKERS_DEADLINE:-90}
+
+# Names this set in process arguments, lock files and container names.
+set_id=$(cksum <<<"$run_dir")
+set_id=${set_id%% *}
+
+dir_of() { echo "$run_dir/$1"; }
+log_of() { echo "$run_dir/$1/broker.log"; }
+
+check_name() {
+  case $1 in
+    rabbitmq | kafka | sqs) ;;
+    *) die "unknown broker: $1 (there are rabbitmq, kafka and sqs)" ;;
+  esac
+}
+
+# From 32768 on the kernel may have lent a port to an outgoing connection.
+check_ports() {
+  local port ports seen=' '
+  ports=("$ANYQUEUE_RABBITMQ_PORT" "$ANYQUEUE_RABBITMQ_DIST_PORT" "$ANYQUEUE_EPMD_PORT"
+    "$ANYQUEUE_KAFKA_PORT" "$ANYQUEUE_KAFKA_CONTROLLER_PORT" "$ANYQUEUE_SQS_PORT")
+  for port in "${ports[@]}"; do
+    [[ $port =~ ^[1-9][0-9]{0,4}$ ]] && ((port < 32768)) || die "not a port below 32768: $port"
+    [[ $seen != *" $port "* ]] || die "port $port is asked for twice"
+    seen+="$port "
+  done
+}
+
+port_of() {
+  case $1 in
+    rabbitmq) echo "$ANYQUEUE_RABBITMQ_PORT" ;;
+    kafka) echo "$ANYQUEUE_KAFKA_PORT" ;;
+    sqs) echo "$ANYQUEUE_SQS_PORT" ;;
+  esac
+}
+
+url_of() {
+  case $1 in
+    rabbitmq) echo "amqp://guest:guest@127.0.0.1:$ANYQUEUE_RABBITMQ_PORT" ;;
+    kafka) echo "kafka://127.0.0.1:$ANYQUEUE_KAFKA_PORT" ;;
+    sqs) echo "sqs://127.0.0.1:$ANYQUEUE_SQS_PORT?region=us-east-1&access_key=test&secret_key=test" ;;
+  esac
+}
+
+variable_of() {
+  case $1 in
+    rabbitmq) echo ANYQUEUE_TEST_AMQP_URL ;;
+    kafka) echo ANYQUEUE_TEST_KAFKA_URL ;;
+    sqs) echo ANYQUEUE_TEST_SQS_URL ;;
+  esac
+}
+
+# The mode is remembered while a set exists: an engine that comes or goes in between must not
+# hide brokers that are running, and asking docker would slow every kill and freeze.
+pick_mode() {
+  local mode=${ANYQUEUE_BROKERS_MODE:-}
+  if [[ -s $run_dir/mode ]]; then
+    mode=$(<"$run_dir/mode")
+  elif [[ -z $mode ]]; then
+    mode=native
+    if docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1; then mode=compose; fi
+  fi
+  case $mode in
+    native | compose) echo "$mode" ;;
+    *) die "ANYQUEUE_BROKERS_MODE is compose or native, not $mode" ;;
+  esac
+}
+
+remember_mode() {
+  mkdir -p "$run_dir"
+  echo "$1" >"$run_dir/mode"
+}
+
+# Removes the run folder with the last broker, and nothing that this script did not make.
+forget_run() {
+  local name
+  for name in rabbitmq kafka sqs; do [[ ! -e $(dir_of "$name") ]] || return 0; done
+  rm -f "$run_dir/mode"
+  rmdir "$run_dir" 2>/dev/null || true
+}
+
+# Serializes what makes or removes files of one broker of one set. The lock lies in the cache,
+# because the run folder may be removed while somebody waits.
+with_lock() {
+  local name=$1
+  shift
+  mkdir -p "$cache_dir/locks"
+  (
+    flock 9
+    "$@"
+  ) 9>"$cache_dir/locks/$set_id-$name"
+}
