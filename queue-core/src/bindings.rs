@@ -211,8 +211,10 @@ fn plain(key: &str, value: &toml::Value) -> Result<String> {
         toml::Value::Integer(i) => Ok(i.to_string()),
         toml::Value::Float(f) => Ok(f.to_string()),
         toml::Value::Boolean(b) => Ok(b.to_string()),
-        _ => Err(Error::new(ErrorKind::InvalidConfig, "the value is a text, a number or a boolean")
-            .with_context("key", key)),
+        _ => {
+            Err(Error::new(ErrorKind::InvalidConfig, "the value is a text, a number or a boolean")
+                .with_context("key", key))
+        }
     }
 }
 
@@ -262,7 +264,9 @@ impl Connections {
                 let config = self.over_defaults(broker, config, set);
                 SenderBuilder::new(self.target(broker, to), config)
             }
-            None => SenderBuilder::new(Err(self.unknown("sender", name, self.bindings.senders.keys())), Default::default()),
+            None => {
+                SenderBuilder::new(Err(self.unknown("sender", name, self.bindings.senders.keys())), Default::default())
+            }
         }
     }
 
@@ -273,9 +277,10 @@ impl Connections {
                 let config = self.over_defaults(broker, config, set);
                 ReceiverBuilder::new(self.target(broker, from), config)
             }
-            None => {
-                ReceiverBuilder::new(Err(self.unknown("receiver", name, self.bindings.receivers.keys())), Default::default())
-            }
+            None => ReceiverBuilder::new(
+                Err(self.unknown("receiver", name, self.bindings.receivers.keys())),
+                Default::default(),
+            ),
         }
     }
 
@@ -303,8 +308,12 @@ impl Connections {
     fn over_defaults<T: serde::de::DeserializeOwned + Clone>(&self, broker: &str, own: &T, set: &Options) -> T {
         let Some(endpoint) = self.bindings.brokers.get(broker) else { return own.clone() };
         let names = option_names::<T>();
-        let mut options: Options =
-            endpoint.options.iter().filter(|(k, _)| names.contains(&k.as_str())).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut options: Options = endpoint
+            .options
+            .iter()
+            .filter(|(k, _)| names.contains(&k.as_str()))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
         options.extend(set.clone());
         parse_options(&options).unwrap_or_else(|_| own.clone())
     }

@@ -304,14 +304,6 @@ impl Completion {
         Self(Target::Range { block: block.clone(), base: 0, len: block.len })
     }
 
-    pub(crate) fn range(block: &Arc<Block>, base: usize, len: usize) -> Self {
-        Self(Target::Range {
-            block: block.clone(),
-            base: u32::try_from(base).unwrap_or(u32::MAX),
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-        })
-    }
-
     pub(crate) fn slots(slots: Vec<SlotRef>) -> Self {
         Self(Target::Slots(slots))
     }

@@ -310,7 +310,10 @@ impl Deref for Delivery {
 
 impl fmt::Debug for Delivery {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Delivery").field("message", self.message()).field("attempt", &self.attempt()).finish_non_exhaustive()
+        f.debug_struct("Delivery")
+            .field("message", self.message())
+            .field("attempt", &self.attempt())
+            .finish_non_exhaustive()
     }
 }
 

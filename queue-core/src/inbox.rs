@@ -2,12 +2,12 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
+use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::future::Future;
 use std::time::{Duration, SystemTime};
 
 use futures::task::AtomicWaker;
@@ -225,10 +225,7 @@ impl Inbox {
             self.starved.store(starved, Ordering::Release);
             self.poller.register(cx.waker());
             // What happened before the waker was there woke nobody.
-            if self.is_running()
-                && self.local_ready.load(Ordering::Acquire) == 0
-                && !(starved && self.room() > 0)
-            {
+            if self.is_running() && self.local_ready.load(Ordering::Acquire) == 0 && !(starved && self.room() > 0) {
                 return Poll::Pending;
             }
         }
@@ -630,8 +627,7 @@ impl Inbox {
     // ---- life ----
 
     fn outstanding(&self) -> usize {
-        let handed_out =
-            self.unanswered.load(Ordering::Acquire).saturating_sub(self.buffered.load(Ordering::Acquire));
+        let handed_out = self.unanswered.load(Ordering::Acquire).saturating_sub(self.buffered.load(Ordering::Acquire));
         handed_out + self.pending.load(Ordering::Acquire)
     }
 
@@ -669,7 +665,9 @@ impl Inbox {
             return report;
         }
         if timeout_at(deadline, self.stop()).await.is_err() {
-            report.errors.push(self.named(Error::new(ErrorKind::Timeout, "the consumer did not stop in time"), "close"));
+            report
+                .errors
+                .push(self.named(Error::new(ErrorKind::Timeout, "the consumer did not stop in time"), "close"));
         }
         let _ = timeout_at(deadline, self.drained(false)).await;
         if !self.enter(CLOSED) {

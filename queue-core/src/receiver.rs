@@ -261,7 +261,9 @@ impl ReceiverBuilder {
         let consumer = inner.broker.consumer(&source, &options).await?;
         let able = consumer.capabilities();
         if config.ordering == Ordering::PerKey && able.ordering == Ordering::None {
-            return Err(Error::unsupported("this address cannot keep the order of a key").with_context("source", source));
+            return Err(
+                Error::unsupported("this address cannot keep the order of a key").with_context("source", source)
+            );
         }
         let copier = async |to: Address| -> Result<Arc<Outbox>> {
             let config = SenderConfig::default();

@@ -72,9 +72,8 @@ fn find<'a>(scheme: &str, drivers: &'a [Driver]) -> Result<&'a Driver> {
 
 /// The endpoint that the environment names.
 pub(crate) fn endpoint_of(vars: impl Iterator<Item = (String, String)>) -> Result<Endpoint> {
-    let mut options: Options = vars
-        .filter_map(|(name, value)| Some((name.strip_prefix("QUEUE_")?.to_ascii_lowercase(), value)))
-        .collect();
+    let mut options: Options =
+        vars.filter_map(|(name, value)| Some((name.strip_prefix("QUEUE_")?.to_ascii_lowercase(), value))).collect();
     let Some(url) = options.remove("url") else {
         return Err(Error::new(ErrorKind::InvalidConfig, "the environment variable QUEUE_URL is not set")
             .with_operation("configure"));
