@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use futures::StreamExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::case::{
@@ -27,81 +29,82 @@ cases! { "c_receive":
     a_stopped_receiver_gives_nothing_and_takes_answers;
 }
 
+/// Receivers that compete, each in a task of its own that works a little on every message.
+pub(super) struct Crowd {
+    workers: JoinSet<()>,
+    found: mpsc::Receiver<(usize, String)>,
+}
+
+impl Crowd {
+    /// Sets the receivers to work, and sends until each of them got something: a group is settled when everybody has
+    /// a share.
+    pub(super) async fn settled(sender: &Sender, receivers: Vec<Receiver>) -> CaseResult<Self> {
+        const WORK: Duration = Duration::from_millis(5);
+        let (tell, found) = mpsc::channel(16);
+        let mut workers = JoinSet::new();
+        let mut idle: Vec<usize> = (0..receivers.len()).collect();
+        for (index, mut receiver) in receivers.into_iter().enumerate() {
+            let tell = tell.clone();
+            workers.spawn(async move {
+                while let Some(Ok(delivery)) = receiver.next().await {
+                    tokio::time::sleep(WORK).await;
+                    let got = body(&delivery);
+                    delivery.ack();
+                    if tell.send((index, got)).await.is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        let mut crowd = Self { workers, found };
+        let settle = async {
+            let mut number = 0;
+            while !idle.is_empty() {
+                for _ in 0..24 {
+                    number += 1;
+                    sender.send(Message::new("warm-up").key(format!("k{number}"))).await?;
+                }
+                while let Ok(Some((index, _))) =
+                    tokio::time::timeout(Duration::from_millis(300), crowd.found.recv()).await
+                {
+                    idle.retain(|i| *i != index);
+                }
+            }
+            Ok::<_, crate::Error>(())
+        };
+        within_time(WAIT * 2, "every receiver to get a share", settle).await??;
+        Ok(crowd)
+    }
+
+    /// Fails unless exactly the messages 0 to `count` come, once each.
+    pub(super) async fn gets(mut self, count: usize) -> CaseResult {
+        let mut got = Vec::new();
+        while got.len() < count {
+            let found = within(format!("message {} of {count}", got.len() + 1), self.found.recv()).await?;
+            got.extend(found.map(|(_, body)| body).filter(|b| b != "warm-up"));
+        }
+        if let Ok(more) = tokio::time::timeout(QUIET, self.found.recv()).await {
+            return Err(broken(format!("{more:?} came on top")));
+        }
+        expect_same(&got, &bodies(count), "what the receivers got together")?;
+        self.workers.shutdown().await;
+        Ok(())
+    }
+}
+
 async fn competing_receivers_share_and_nothing_comes_twice(ctx: Ctx) -> CaseResult {
     const COUNT: usize = 300;
     let queue = ctx.queue()?;
     let sender = ctx.sender(&queue).await?;
     let mut receivers = Vec::new();
     for _ in 0..3 {
-        receivers.push(open(ctx.receiver_of(&ctx.another().await?, &queue).prefetch(10)).await?);
+        receivers.push(open(ctx.receiver_of(&ctx.another().await?, &queue).prefetch(4)).await?);
     }
-    shared_out(&sender, &mut receivers).await?;
-    let sent = (0..COUNT).map(message);
-    if let Err(error) = within("the batch", sender.send_batch(sent)).await? {
+    let crowd = Crowd::settled(&sender, receivers).await?;
+    if let Err(error) = within("the batch", sender.send_batch((0..COUNT).map(message))).await? {
         return Err(broken(format!("the batch failed: {error:?}")));
     }
-    let (found, mut all) = tokio::sync::mpsc::channel(COUNT);
-    let readers: Vec<_> = receivers
-        .into_iter()
-        .map(|mut receiver| {
-            let found = found.clone();
-            tokio::spawn(async move {
-                while let Some(Ok(delivery)) = receiver.next().await {
-                    let got = body(&delivery);
-                    delivery.ack();
-                    if found.send(got).await.is_err() {
-                        break;
-                    }
-                }
-            })
-        })
-        .collect();
-    let mut got = Vec::new();
-    let outcome = async {
-        while got.len() < COUNT {
-            let what = format!("message {} of {COUNT}", got.len() + 1);
-            got.extend(within(what, all.recv()).await?.filter(|b| b.starts_with('m')));
-        }
-        let more = tokio::time::timeout(QUIET, all.recv()).await;
-        ensure!(more.is_err(), "{more:?} came on top");
-        expect_same(&got, &bodies(COUNT), "what three receivers got together")
-    };
-    let outcome = outcome.await;
-    readers.iter().for_each(tokio::task::JoinHandle::abort);
-    outcome
-}
-
-/// Sends until every receiver got something: a group is settled when everybody has a share.
-pub(super) async fn shared_out(sender: &Sender, receivers: &mut [Receiver]) -> CaseResult {
-    let settled = async {
-        let mut idle: Vec<bool> = receivers.iter().map(|_| true).collect();
-        let mut number = 0;
-        while idle.contains(&true) {
-            for _ in 0..12 {
-                number += 1;
-                sender.send(Message::new("warm-up").key(format!("k{number}"))).await?;
-            }
-            for (receiver, idle) in receivers.iter_mut().zip(&mut idle) {
-                let batch = receiver.receive_batch_within(12, Duration::from_millis(300)).await?;
-                *idle &= batch.is_empty();
-                batch.ack();
-            }
-        }
-        // What is left of the warm-up is taken away, so that the count is of what follows.
-        loop {
-            let mut rest = 0;
-            for receiver in receivers.iter_mut() {
-                let batch = receiver.receive_batch_within(100, Duration::from_millis(300)).await?;
-                rest += batch.len();
-                batch.ack();
-            }
-            if rest == 0 {
-                return Ok::<_, crate::Error>(());
-            }
-        }
-    };
-    within_time(WAIT * 2, "every receiver to get a share", settled).await??;
-    Ok(())
+    crowd.gets(COUNT).await
 }
 
 async fn never_more_than_prefetch_are_unanswered(ctx: Ctx) -> CaseResult {

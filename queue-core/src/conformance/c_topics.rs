@@ -2,10 +2,10 @@
 
 use std::time::{Duration, SystemTime};
 
-use super::c_receive::shared_out;
+use super::c_receive::Crowd;
 use super::case::{
-    CLOSE, CaseResult, Ctx, QUIET, bodies, body, broken, cases, drain, ensure, expect_error, expect_same, message,
-    open, quiet, refuses_to_open, within,
+    CLOSE, CaseResult, Ctx, QUIET, bodies, body, broken, cases, drain, ensure, expect_error, expect_same, hold,
+    message, open, quiet, refuses_to_open, within,
 };
 use crate::address::{Address, Start};
 use crate::error::ErrorKind;
@@ -56,29 +56,13 @@ async fn receivers_of_one_group_share(ctx: Ctx) -> CaseResult {
     let sender = ctx.sender(&topic).await?;
     let mut receivers = Vec::new();
     for _ in 0..2 {
-        receivers.push(open(ctx.receiver_of(&ctx.another().await?, &topic).group("billing").prefetch(10)).await?);
+        receivers.push(open(ctx.receiver_of(&ctx.another().await?, &topic).group("billing").prefetch(4)).await?);
     }
-    shared_out(&sender, &mut receivers).await?;
-    for i in 0..40 {
+    let crowd = Crowd::settled(&sender, receivers).await?;
+    for i in 0..60 {
         within("a send", sender.send(message(i))).await??;
     }
-    let mut got = Vec::new();
-    let all = async {
-        while got.len() < 40 {
-            for receiver in &mut receivers {
-                let batch = receiver.receive_batch_within(10, Duration::from_millis(200)).await?;
-                got.extend(batch.iter().map(|m| body(&m)));
-                batch.ack();
-            }
-        }
-        Ok::<_, crate::Error>(())
-    };
-    within("40 messages", all).await??;
-    expect_same(&got, &bodies(40), "what the group got")?;
-    for receiver in &mut receivers {
-        quiet(receiver, QUIET / 2).await?;
-    }
-    Ok(())
+    crowd.gets(60).await
 }
 
 async fn a_group_keeps_what_comes_while_nobody_reads(ctx: Ctx) -> CaseResult {
@@ -207,23 +191,24 @@ async fn a_replay_from_a_time_starts_there(ctx: Ctx) -> CaseResult {
 async fn a_replay_from_an_offset_starts_there(ctx: Ctx) -> CaseResult {
     let topic = ctx.topic()?;
     let sender = ctx.sender(&topic).await?;
-    let mut first = None;
-    let mut expected = Vec::new();
     // One key, so one partition: what lies before the offset is left out.
     for i in 0..10 {
-        let receipt = within("a send", sender.send(message(i).key("one"))).await??;
-        let Some(offset) = receipt.offset else {
-            return Err(broken(format!("replay is declared, and a receipt has no offset: {receipt:?}")));
-        };
-        if i == 6 {
-            first = Some(offset);
-        }
-        if i >= 6 {
-            expected.push(format!("m{i}"));
-        }
+        within("a send", sender.send(message(i).key("one"))).await??;
     }
-    let start = Start::Offset(first.unwrap_or_default());
-    expect_same(&replayed(&ctx, &topic, "from", start, 4).await?, &expected, "from an offset")
+    ctx.dead_letter_of(&topic, "first")?;
+    let mut receiver = open(ctx.receiver(&topic).group("first").start(Start::Earliest)).await?;
+    let mut offset = None;
+    for delivery in hold(&mut receiver, 10).await? {
+        if body(&delivery) == "m6" {
+            offset = delivery.position().offset;
+        }
+        delivery.ack();
+    }
+    let Some(offset) = offset else {
+        return Err(broken("replay is declared, and a delivery has no offset".into()));
+    };
+    let expected: Vec<_> = (6..10).map(|i| format!("m{i}")).collect();
+    expect_same(&replayed(&ctx, &topic, "from", Start::Offset(offset), 4).await?, &expected, "from an offset")
 }
 
 async fn a_start_at_the_latest_skips_what_was_there(ctx: Ctx) -> CaseResult {
