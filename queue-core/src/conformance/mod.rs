@@ -75,6 +75,9 @@
 //! eight times side by side. Without a URL the cases are ignored, and say which variable to set; with
 //! `ANYQUEUE_REQUIRE_BROKERS=1` that is a failure.
 //!
+//! With `ANYQUEUE_CONFORMANCE_DOC=docs/semantics.md` (an absolute path, since tests run in the folder of their crate) a
+//! complete run must come to what the section `### name` of that document says; `UPDATE_DOCS=1` rewrites the section.
+//!
 //! # For the author of a layer
 //!
 //! Run the suite with [`Layered`] on a broker that passes it. [`PassThrough`] shows the pattern: every method is
@@ -96,10 +99,12 @@ mod h_life;
 mod harness;
 mod i_config;
 mod layer;
+mod record;
 mod report;
 mod runner;
 
 pub use harness::{Fault, Harness};
 pub use layer::{Interpose, Layered, PassThrough};
+pub use record::section;
 pub use report::{Report, capability_table};
 pub use runner::{case_names, check, run};

@@ -95,7 +95,7 @@ fn count(value: usize) -> String {
 
 fn time(value: std::time::Duration) -> String {
     /// Longer than anybody waits.
-    const ENDLESS: u64 = 100 * 365 * 24 * 3600;
+    const ENDLESS: u64 = 5 * 365 * 24 * 3600;
     match value.as_secs() {
         0 if value.is_zero() => "–".to_owned(),
         n if n >= ENDLESS => "any".to_owned(),

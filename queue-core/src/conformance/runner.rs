@@ -16,6 +16,7 @@ use super::harness::Harness;
 use super::report::Report;
 use super::{
     a_round_trip, b_send, c_receive, c_topics, d_answer, d_dead_letter, e_order, f_time, h_broker, h_life, i_config,
+    record,
 };
 use crate::address::Address;
 use crate::client::Client;
@@ -297,13 +298,33 @@ pub fn run<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
     }
     let listing = arguments.list;
     let conclusion = libtest_mimic::run(&arguments, trials);
+    let mut documented = true;
     if !listing {
         for suite in &suites {
             match suite.absent() {
                 Some(why) => println!("{}: not run: {why}", suite.harness.name()),
-                None => print!("{}", runtime.block_on(suite.finish())),
+                None => documented &= conclude(&runtime.block_on(suite.finish()), rounds.is_some()),
             }
         }
     }
-    conclusion.exit_code()
+    if documented { conclusion.exit_code() } else { ExitCode::FAILURE }
+}
+
+/// Prints a report; of a complete run that failed nowhere, whether the document says the same.
+fn conclude(report: &Report, repeated: bool) -> bool {
+    print!("{report}");
+    let run = report.passed.len() + report.unsupported.len() + report.left_out.len();
+    if repeated || run != cases().count() {
+        return true;
+    }
+    match record::compare(report) {
+        Ok(told) => {
+            told.iter().for_each(|told| println!("  {told}"));
+            true
+        }
+        Err(differs) => {
+            eprintln!("{differs}");
+            false
+        }
+    }
 }
