@@ -52,3 +52,10 @@ pub async fn connect(url: &str) -> Result<Client> {
 pub async fn from_env() -> Result<Client> {
     Client::from_env_with(DRIVERS).await
 }
+
+/// The code of the guides is compiled, and run where it can be, as documentation tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../docs/guide.md")]
+    mod guide {}
+}
