@@ -415,12 +415,9 @@ impl Inbox {
     pub(crate) fn ack_batch(&self, fetch: &Arc<Fetch>, first: u32, items: Vec<Received>) -> Answered {
         if self.per_key() {
             // Each lane is freed in turn.
-            let mut index = first;
             let mut all = Answered::Accepted;
-            for item in items {
-                let held = hold(fetch, index, item);
-                index += 1;
-                if self.ack(&held) != Answered::Accepted {
+            for (index, item) in (first..).zip(items) {
+                if self.ack(&hold(fetch, index, item)) != Answered::Accepted {
                     all = Answered::LeaseLost;
                 }
             }
