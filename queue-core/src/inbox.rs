@@ -171,7 +171,12 @@ impl Inbox {
 
     /// Whether a retry stays in this process.
     fn in_place(&self) -> bool {
-        self.capabilities.retry_via == RetryVia::InPlace || self.per_key()
+        match self.capabilities.retry_via {
+            RetryVia::InPlace => true,
+            // What belongs to one subscriber has no address that a copy could go to.
+            RetryVia::Copy => self.copies.is_none() || self.per_key(),
+            RetryVia::Broker | RetryVia::None => self.per_key(),
+        }
     }
 
     fn named(&self, error: Error, operation: &'static str) -> Error {
