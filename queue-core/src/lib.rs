@@ -1,4 +1,4 @@
-//! Contracts, handles and the embedded broker of `anyqueue`.
+#![doc = include_str!("../README.md")]
 
 mod address;
 mod bindings;
