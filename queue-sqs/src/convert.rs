@@ -88,8 +88,9 @@ pub(crate) fn encode(message: &Message, fifo: bool, entry_id: usize) -> Result<E
             return Err(Error::unsupported("a FIFO queue has no delay per message"));
         }
         if delay > MAX_DELAY {
-            return Err(Error::new(ErrorKind::InvalidInput, "a delay is 900 s at most")
-                .with_context("delay", format!("{delay:?}")));
+            return Err(Error::unsupported("the delay is longer than SQS can")
+                .with_context("limit", format!("{MAX_DELAY:?}"))
+                .with_context("actual", format!("{delay:?}")));
         }
         entry = entry.delay_seconds(whole_seconds(delay));
     }

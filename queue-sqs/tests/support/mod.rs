@@ -1,5 +1,5 @@
 //! What the tests against a real broker share.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
