@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::consumer::Shared;
 use crate::convert::whole_seconds;
+use crate::dispatch::MAX_ENTRIES;
 use crate::error::{self, Words};
-use crate::producer::MAX_ENTRIES;
 
 /// Most requests with answers at a time.
 const MAX_REQUESTS: usize = 8;

@@ -36,7 +36,7 @@ const MAX_DIGITS: usize = 38;
 /// The longest delay of a sent message.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(900);
 
-/// The order in which a message is read: an attribute of a plain type.
+/// The types of attributes.
 const STRING: &str = "String";
 const NUMBER: &str = "Number";
 const BINARY: &str = "Binary";
@@ -355,3 +355,6 @@ fn header_value(value: MessageAttributeValue) -> HeaderValue {
         (_, None, None) => HeaderValue::Null,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,7 @@ mod broker;
 mod config;
 mod consumer;
 mod convert;
+mod dispatch;
 mod error;
 mod lease;
 mod link;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
 use parking_lot::Mutex;
-use queue_core::{Error, EventKind, Events, HealthState, Result};
+use queue_core::{Error, ErrorKind, EventKind, Events, HealthState, Result};
 use tokio::task::AbortHandle;
 
 use crate::error::{self, Words};
@@ -48,6 +48,17 @@ impl Link {
 
     pub(crate) fn events(&self) -> &Events {
         &self.events
+    }
+
+    /// Whether the broker counts as unreachable.
+    pub(crate) fn is_down(&self) -> bool {
+        self.down.load(Ordering::Acquire)
+    }
+
+    /// The error of what is not even tried while the broker is unreachable: a request that waits in the buffers of a
+    /// frozen broker would be done after all when it goes on, and nobody would know.
+    pub(crate) fn away(&self) -> Error {
+        Error::new(ErrorKind::Connection, "the broker does not answer").with_context("host", &self.host)
     }
 
     /// Notes how a request ended and maps its error.
@@ -130,7 +141,7 @@ async fn probe(link: Weak<Link>) {
     loop {
         tokio::time::sleep(pause).await;
         let Some(link) = link.upgrade() else { return };
-        if !link.down.load(Ordering::Acquire) {
+        if !link.is_down() {
             return;
         }
         // The outcome is noted inside.

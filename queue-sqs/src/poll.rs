@@ -61,7 +61,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         if polls.is_empty() && shared.state.lock().stopped {
             break;
         }
-        let wake = resume.map_or(look, |at| at.min(look));
+        let mut wake = resume.map_or(look, |at| at.min(look));
+        if shared.link.is_down() {
+            wake = wake.min(Instant::now() + LOOK.0);
+        }
         tokio::select! {
             () = shared.polls.notified() => {}
             () = sleep_until(wake) => {}
@@ -101,6 +104,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 /// Reserves room for the next poll, if one is due.
 fn reserve(shared: &Arc<Shared>, running: usize) -> Option<Reserved> {
+    if shared.link.is_down() {
+        return None;
+    }
     let mut state = shared.state.lock();
     if state.stopped || state.paused || state.over.is_some() {
         return None;

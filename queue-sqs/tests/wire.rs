@@ -9,8 +9,11 @@ use tokio::net::{TcpListener, TcpStream};
 mod support;
 use support::{Outcome, connect_to, send};
 
+/// Status and body for an operation and what was sent with it; status 0 closes the connection instead.
+type Answer = fn(&str, &str) -> (u16, &'static str);
+
 /// Answers each operation with a status and a body until the test ends.
-async fn endpoint(answer: fn(&str) -> (u16, &'static str)) -> Result<String, support::Failure> {
+async fn endpoint(answer: Answer) -> Result<String, support::Failure> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("sqs://{}?region=us-east-1&access_key=AKID&secret_key=hunter2", listener.local_addr()?);
     tokio::spawn(async move {
@@ -21,7 +24,7 @@ async fn endpoint(answer: fn(&str) -> (u16, &'static str)) -> Result<String, sup
     Ok(url)
 }
 
-async fn serve(mut socket: TcpStream, answer: fn(&str) -> (u16, &'static str)) -> std::io::Result<()> {
+async fn serve(mut socket: TcpStream, answer: Answer) -> std::io::Result<()> {
     let mut bytes = Vec::new();
     loop {
         if socket.read_buf(&mut bytes).await? == 0 {
@@ -38,7 +41,7 @@ async fn serve(mut socket: TcpStream, answer: fn(&str) -> (u16, &'static str)) -
         }
         let target = field("x-amz-target:").unwrap_or_default();
         let operation = target.trim_start_matches("AmazonSQS.");
-        let (status, body) = answer(operation);
+        let (status, body) = answer(operation, body);
         if status == 0 {
             // Took the request and went away.
             return Ok(());
@@ -61,10 +64,7 @@ fn usual(operation: &str) -> (u16, &'static str) {
     }
 }
 
-async fn outcomes(
-    answer: fn(&str) -> (u16, &'static str),
-    batch: Vec<Message>,
-) -> Result<Vec<Result<(), Error>>, Error> {
+async fn outcomes(answer: Answer, batch: Vec<Message>) -> Result<Vec<Result<(), Error>>, Error> {
     let url = endpoint(answer).await.map_err(|e| Error::new(ErrorKind::Internal, e.to_string()))?;
     let broker = connect_to(&url, Events::new()).await?;
     let producer = broker.producer(&"orders".parse()?, &ProducerOptions::default()).await?;
@@ -78,7 +78,7 @@ fn facts(outcome: &Result<(), Error>) -> Option<(ErrorKind, Fate, bool)> {
 
 #[tokio::test]
 async fn each_entry_of_a_batch_gets_its_own_verdict() -> Outcome {
-    let answer = |operation: &str| match operation {
+    let answer: Answer = |operation, _| match operation {
         "SendMessageBatch" => (
             200,
             r#"{"Successful":[{"Id":"3","MessageId":"m3","MD5OfMessageBody":"eccbc87e4b5ce2fe28308fd9f2a7baf3"},
@@ -101,7 +101,7 @@ async fn each_entry_of_a_batch_gets_its_own_verdict() -> Outcome {
 
 #[tokio::test]
 async fn an_answer_that_never_came_leaves_the_message_unknown() -> Outcome {
-    let answer = |operation: &str| if operation == "SendMessageBatch" { (0, "") } else { usual(operation) };
+    let answer: Answer = |operation, _| if operation == "SendMessageBatch" { (0, "") } else { usual(operation) };
     let outcomes = outcomes(answer, vec![Message::new("x")]).await?;
     assert_eq!(facts(&outcomes[0]), Some((ErrorKind::Connection, Fate::Unknown, true)));
     Ok(())
@@ -109,7 +109,7 @@ async fn an_answer_that_never_came_leaves_the_message_unknown() -> Outcome {
 
 #[tokio::test]
 async fn a_server_that_failed_may_have_the_message() -> Outcome {
-    let answer = |operation: &str| match operation {
+    let answer: Answer = |operation, _| match operation {
         "SendMessageBatch" => (500, r#"{"__type":"com.amazonaws.sqs#InternalError","message":"oops"}"#),
         other => usual(other),
     };
@@ -121,7 +121,7 @@ async fn a_server_that_failed_may_have_the_message() -> Outcome {
 #[tokio::test]
 async fn a_batch_that_is_too_long_goes_in_smaller_ones() -> Outcome {
     static SEEN: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
-    let answer = |operation: &str| match operation {
+    let answer: Answer = |operation, _| match operation {
         "SendMessageBatch" if SEEN.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 => {
             (400, r#"{"__type":"com.amazonaws.sqs#BatchRequestTooLong","message":"too long"}"#)
         }
@@ -139,11 +139,13 @@ async fn a_batch_that_is_too_long_goes_in_smaller_ones() -> Outcome {
 #[tokio::test]
 async fn refused_credentials_are_told_without_secrets() -> Outcome {
     for (code, kind) in [("SignatureDoesNotMatch", Some(ErrorKind::Unauthorized)), ("AccessDenied", None)] {
-        let answer: fn(&str) -> (u16, &'static str) = match code {
+        let answer: Answer = match code {
             "AccessDenied" => {
-                |_| (403, r#"{"__type":"com.amazon.coral.service#AccessDenied","message":"AKID may not"}"#)
+                |_, _| (403, r#"{"__type":"com.amazon.coral.service#AccessDenied","message":"AKID may not"}"#)
             }
-            _ => |_| (403, r#"{"__type":"com.amazon.coral.service#SignatureDoesNotMatch","message":"token hunter2"}"#),
+            _ => {
+                |_, _| (403, r#"{"__type":"com.amazon.coral.service#SignatureDoesNotMatch","message":"token hunter2"}"#)
+            }
         };
         let outcome = connect_to(&endpoint(answer).await?, Events::new()).await;
         assert_eq!(outcome.as_ref().err().map(Error::kind), kind, "{code}");
@@ -175,5 +177,43 @@ async fn missing_credentials_are_told_as_such() -> Outcome {
     let broker = queue_sqs::SqsBroker::from_client(aws_sdk_sqs::Client::from_conf(provider));
     let error = queue_core::Broker::ping(&broker).await.err().ok_or("it answered")?;
     assert_eq!(error.kind(), ErrorKind::Unauthorized, "{error:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_failed_entry_of_a_fifo_queue_goes_again_before_all_others_as_the_same() -> Outcome {
+    static SENT: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+    let answer: Answer = |operation, body| match operation {
+        "GetQueueUrl" => (200, r#"{"QueueUrl":"http://sqs.us-east-1.amazonaws.com/1/orders.fifo"}"#),
+        "SendMessageBatch" => {
+            let mut sent = SENT.lock().expect("nobody panicked");
+            sent.push(body.to_owned());
+            match sent.len() {
+                1 => (200, r#"{"Successful":[],"Failed":[{"Id":"0","SenderFault":false,"Code":"InternalError"}]}"#),
+                // The answer is lost.
+                2 => (0, ""),
+                _ => (
+                    200,
+                    r#"{"Successful":[{"Id":"0","MessageId":"m","MD5OfMessageBody":"x","SequenceNumber":"7"}],"Failed":[]}"#,
+                ),
+            }
+        }
+        other => usual(other),
+    };
+    let url = endpoint(answer).await?;
+    let broker = connect_to(&url, Events::new()).await?;
+    let producer = broker.producer(&"orders.fifo".parse()?, &ProducerOptions::default()).await?;
+    let big = |text: &str| Message::new(text.repeat(600_000)).key("k");
+    let outcomes = send(&*producer, vec![big("a"), big("b")]).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let sent = SENT.lock().expect("nobody panicked");
+    let id = |body: &str| {
+        let (_, rest) = body.split_once(r#""MessageDeduplicationId":""#)?;
+        rest.split_once('"').map(|(id, _)| id.to_owned())
+    };
+    let ids: Vec<_> = sent.iter().map(|b| id(b)).collect();
+    assert_eq!(ids.len(), 4);
+    assert!(ids[0].is_some() && ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
+    assert!(sent[3].contains("bbb"));
     Ok(())
 }
