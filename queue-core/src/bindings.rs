@@ -1,6 +1,6 @@
 //! Named brokers, senders and receivers in a TOML file.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use futures::future::try_join_all;
@@ -121,12 +121,15 @@ impl Bindings {
         Ok(bindings)
     }
 
-    /// Connects to every broker of the file.
+    /// Connects to every broker of the file that a sender or a receiver names.
     ///
     /// # Errors
     /// As [`Client::connect_with`], with the broker's name.
     pub async fn connect_with(&self, drivers: &[Driver]) -> Result<Connections> {
-        let clients = try_join_all(self.brokers.iter().map(async |(name, endpoint)| {
+        let named: BTreeSet<&String> =
+            self.senders.values().map(|s| &s.0).chain(self.receivers.values().map(|r| &r.0)).collect();
+        let used = self.brokers.iter().filter(|(name, _)| named.contains(name));
+        let clients = try_join_all(used.map(async |(name, endpoint)| {
             let client = Client::connect_endpoint(endpoint.clone(), drivers).await;
             client
                 .map(|client| (name.clone(), client))
@@ -284,7 +287,7 @@ impl Connections {
         }
     }
 
-    /// The client of the broker of this name.
+    /// The client of the broker of this name, if a sender or a receiver names it.
     #[must_use]
     pub fn client(&self, broker: &str) -> Option<&Client> {
         self.clients.get(broker)

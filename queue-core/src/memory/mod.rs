@@ -24,11 +24,12 @@
 
 mod broker;
 mod consumer;
-mod entry;
 mod fifo;
+mod log;
 mod producer;
 mod profile;
 mod queue;
+mod segment;
 mod topic;
 
 pub use broker::{DRIVER, MemoryBroker, MemoryConfig};

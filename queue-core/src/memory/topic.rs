@@ -57,7 +57,7 @@ impl Topic {
         let mut reached = 0;
         for queue in state.groups.values().cloned().chain(state.subscribers.iter().filter_map(Weak::upgrade)) {
             reached += 1;
-            queue.fan_out(messages.iter().cloned().zip(first..));
+            queue.fan_out(messages.to_vec(), first);
         }
         Some(reached)
     }
@@ -133,7 +133,7 @@ impl State {
             Start::Offset(offset) => usize::try_from(offset.saturating_sub(self.base)).unwrap_or(usize::MAX),
             Start::Time(at) => self.log.iter().take_while(|(time, _)| *time < at).count(),
         };
-        let kept = self.log.iter().map(|(_, m)| m.clone()).zip(self.base..).skip(skip);
-        queue.fan_out(kept);
+        let kept = self.log.iter().skip(skip).map(|(_, m)| m.clone()).collect();
+        queue.fan_out(kept, self.base + skip.min(self.log.len()) as u64);
     }
 }
