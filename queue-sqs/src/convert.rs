@@ -22,7 +22,7 @@ const EMPTY_BODY: &str = "-";
 
 /// The message group of messages without a key.
 pub(crate) const NO_KEY: &str = "anyqueue";
-/// What a message group starts with that stands for a key of other characters.
+/// What a message group or deduplication id starts with that stands for a key or id of other characters.
 const HASHED: &str = "anyqueue-";
 
 /// Attributes of one message, those of this adapter included.
@@ -65,7 +65,9 @@ pub(crate) fn encode(message: &Message, fifo: bool, entry_id: usize) -> Result<E
         attach(ENCODING, string(STRING, encoding.to_owned())?, encoding.len());
     }
     let group = fifo.then(|| message.get_key().map_or_else(|| NO_KEY.to_owned(), group_id));
-    let plan = plan(message, fifo, group.as_deref(), MAX_ATTRIBUTES - usize::from(encoding.is_some()));
+    let deduplication = fifo.then(|| deduplication_id(message.get_id().unwrap_or_default()));
+    let plan =
+        plan(message, group.as_deref(), deduplication.as_deref(), MAX_ATTRIBUTES - usize::from(encoding.is_some()));
     for (name, value) in &plan.native {
         let value = native_value(value)?;
         let bytes = value.string_value().map_or(0, str::len) + value.binary_value().map_or(0, |b| b.as_ref().len());
@@ -79,10 +81,8 @@ pub(crate) fn encode(message: &Message, fifo: bool, entry_id: usize) -> Result<E
         .id(entry_id.to_string())
         .message_body(body)
         .set_message_attributes((!attributes.is_empty()).then_some(attributes))
-        .set_message_group_id(group);
-    if fifo {
-        entry = entry.message_deduplication_id(deduplication_id(message)?);
-    }
+        .set_message_group_id(group)
+        .set_message_deduplication_id(deduplication);
     if let Some(delay) = message.get_delay().filter(|d| !d.is_zero()) {
         if fifo {
             return Err(Error::unsupported("a FIFO queue has no delay per message"));
@@ -125,13 +125,13 @@ struct Plan<'a> {
 }
 
 /// Carries as many headers as attributes as there is room for, and notes the rest.
-fn plan<'a>(message: &'a Message, fifo: bool, group: Option<&str>, room: usize) -> Plan<'a> {
+fn plan<'a>(message: &'a Message, group: Option<&str>, deduplication: Option<&str>, room: usize) -> Plan<'a> {
     let mut note = Note::default();
     let key_noted = message.get_key().is_some_and(|k| group.is_none_or(|g| g.as_bytes() != k.as_ref()));
     let fields = [
         // A FIFO queue says the id as deduplication id, and a key of legal characters as message group.
         (Field::Key, key_noted),
-        (Field::Id, !fifo && message.get_id().is_some()),
+        (Field::Id, message.get_id().is_some() && message.get_id() != deduplication),
         (Field::Subject, message.get_subject().is_some()),
         (Field::ContentType, message.get_content_type().is_some()),
         (Field::CorrelationId, message.get_correlation_id().is_some()),
@@ -225,10 +225,23 @@ fn is_id(text: &[u8]) -> bool {
 /// The message group of a key: the key itself where its characters allow, else a hash of it. Two keys with one hash
 /// would share a group, which costs parallelism and breaks nothing: the key itself is noted.
 fn group_id(key: &Bytes) -> String {
-    match std::str::from_utf8(key) {
-        Ok(text) if is_id(key) && text != NO_KEY && !text.starts_with(HASHED) => text.to_owned(),
-        _ => format!("{HASHED}{:032x}", fnv1a(key)),
+    if key.as_ref() == NO_KEY.as_bytes() { hashed(key) } else { own_or_hashed(key) }
+}
+
+/// The deduplication id of an id: the id itself where its characters allow, else a hash of it, and the id is noted.
+fn deduplication_id(id: &str) -> String {
+    own_or_hashed(id.as_bytes())
+}
+
+fn own_or_hashed(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) if is_id(bytes) && !text.starts_with(HASHED) => text.to_owned(),
+        _ => hashed(bytes),
     }
+}
+
+fn hashed(bytes: &[u8]) -> String {
+    format!("{HASHED}{:032x}", fnv1a(bytes))
 }
 
 /// FNV-1a of 128 bits: short, the same everywhere and for ever.
@@ -236,18 +249,6 @@ fn fnv1a(bytes: &[u8]) -> u128 {
     const BASIS: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
     const PRIME: u128 = 0x0000_0000_0100_0000_0000_0000_0000_013b;
     bytes.iter().fold(BASIS, |hash, b| (hash ^ u128::from(*b)).wrapping_mul(PRIME))
-}
-
-fn deduplication_id(message: &Message) -> Result<String> {
-    let id = message.get_id().unwrap_or_default();
-    if is_id(id.as_bytes()) {
-        return Ok(id.to_owned());
-    }
-    Err(Error::new(
-        ErrorKind::InvalidInput,
-        "the id of a message on a FIFO queue is its deduplication id: 1 to 128 letters, digits and punctuation of ASCII",
-    )
-    .with_context("actual", id.len()))
 }
 
 /// What a receive asks for beside the message.
@@ -295,7 +296,7 @@ pub(crate) fn decode(native: Native, fifo: bool) -> Option<Decoded> {
             if let Some(group) = group.filter(|g| g != NO_KEY && !g.starts_with(HASHED)) {
                 message = message.key(group);
             }
-            if let Some(id) = duplicate_of {
+            if let Some(id) = duplicate_of.filter(|id| !id.starts_with(HASHED)) {
                 message = message.id(id);
             }
         }

@@ -123,9 +123,11 @@ fn a_fifo_queue_carries_key_and_id_natively() {
         assert!(is_id(group.as_bytes()) && group.starts_with(HASHED), "{group}");
         assert_eq!(round_trip(&message, true).get_key(), message.get_key());
     }
-    for id in ["", "white space", "ü", &"i".repeat(129)] {
-        let refused = encode(&Message::new("x").id(id.to_owned()), true, 0);
-        assert_eq!(refused.map(|_| ()).map_err(|e| e.kind()), Err(ErrorKind::InvalidInput), "{id}");
+    for id in ["", "white space", "ü", "anyqueue-x", &"i".repeat(129)] {
+        let message = Message::new("x").id(id.to_owned());
+        let deduplication = encode(&message, true, 0).unwrap().entry.message_deduplication_id.unwrap();
+        assert!(is_id(deduplication.as_bytes()) && deduplication.starts_with(HASHED), "{deduplication}");
+        assert_eq!(round_trip(&message, true).get_id(), Some(id));
     }
 }
 
@@ -160,9 +162,10 @@ proptest! {
         headers in prop::collection::vec((prop_oneof!["[a-c.]{0,3}", any::<String>()], value()), 0..14),
         key in proptest::option::of(prop_oneof![any::<Vec<u8>>(), "[a-z]{1,4}".prop_map(String::into_bytes)]),
         content_type in proptest::option::of(any::<String>()),
+        id in prop_oneof!["[a-z]{1,3}", any::<String>()],
         fifo in any::<bool>(),
     ) {
-        let mut message = Message::new(payload).id("id");
+        let mut message = Message::new(payload).id(id);
         if let Some(key) = key { message = message.key(key); }
         if let Some(content_type) = content_type { message = message.content_type(content_type); }
         for (name, value) in headers { message = message.header(name, value); }
