@@ -1,0 +1,546 @@
+//! What a consumer's thread and its handle share: fetched messages, answers, positions.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::Waker;
+
+use parking_lot::Mutex;
+use queue_core::{AckToken, Error, ErrorKind, Message, Position, Received, Undecodable};
+use tokio::sync::{oneshot, watch};
+
+use crate::link::Signal;
+use crate::offsets::Watermark;
+
+/// Numbers every assignment of a partition in this process, so that no token fits two of them.
+static EPOCHS: AtomicU32 = AtomicU32::new(1);
+
+/// The bounds of a consumer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    pub(crate) prefetch: usize,
+    pub(crate) prefetch_bytes: usize,
+    pub(crate) max_ahead: usize,
+}
+
+/// A record that arrived.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) size: u32,
+    pub(crate) message: Result<Message, Box<Undecodable>>,
+}
+
+/// A position of a partition: what the broker has, or is to have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Mark {
+    pub(crate) partition: i32,
+    pub(crate) epoch: u32,
+    pub(crate) offset: i64,
+}
+
+/// A partition during one assignment.
+#[derive(Debug)]
+struct Slot {
+    epoch: u32,
+    marks: Watermark,
+    /// What the broker has, as far as is known; `None` before the first message.
+    committed: Option<i64>,
+    /// Waits until its oldest message is answered.
+    far: bool,
+}
+
+impl Slot {
+    /// What is to be committed.
+    fn due(&self) -> Option<i64> {
+        self.marks.position().filter(|p| Some(*p) != self.committed)
+    }
+}
+
+/// Somebody who waits until positions are committed.
+#[derive(Debug)]
+struct Flush {
+    marks: Vec<Mark>,
+    done: oneshot::Sender<Result<(), Error>>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    slots: BTreeMap<i32, Slot>,
+    buffer: VecDeque<Received>,
+    /// Messages without an answer, those in the buffer included.
+    open: usize,
+    open_bytes: usize,
+    paused: bool,
+    stopped: bool,
+    closing: bool,
+    starved: bool,
+    failed: Option<Error>,
+    waker: Option<Waker>,
+    flushes: Vec<Flush>,
+    commit_error: Option<Error>,
+}
+
+/// What the consumer's thread is to do.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    pub(crate) closing: bool,
+    /// Nothing is to be fetched at all.
+    pub(crate) pause: bool,
+    /// Partitions that wait for an answer.
+    pub(crate) far: BTreeSet<i32>,
+    /// How many messages and bytes fit.
+    pub(crate) room: (usize, usize),
+    /// Stopped, and every message is answered: the group can be left.
+    pub(crate) leave: bool,
+    /// Somebody waits for a commit.
+    pub(crate) flush: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    state: Mutex<State>,
+    limits: Limits,
+    /// Wakes the consumer's thread.
+    pub(crate) signal: Signal,
+    gone: watch::Sender<bool>,
+}
+
+/// What a close found.
+#[derive(Debug, Default)]
+pub(crate) struct Leftovers {
+    pub(crate) unanswered: usize,
+    pub(crate) released: usize,
+}
+
+/// What a revoke found.
+#[derive(Debug, Default)]
+pub(crate) struct Revoked {
+    /// What is to be committed before the partitions go.
+    pub(crate) due: Vec<Mark>,
+    /// Messages that were handed out and not answered.
+    pub(crate) unanswered: usize,
+}
+
+fn token(partition: i32, epoch: u32, offset: i64) -> AckToken {
+    AckToken(u64::from(epoch) << 32 | u64::from(partition.unsigned_abs()), offset.unsigned_abs())
+}
+
+/// Partition, epoch and offset of a token; `None` where it is none of ours.
+fn parts(token: AckToken) -> Option<Mark> {
+    Some(Mark {
+        partition: i32::try_from(token.0 & u64::from(u32::MAX)).ok()?,
+        epoch: u32::try_from(token.0 >> 32).ok()?,
+        offset: i64::try_from(token.1).ok()?,
+    })
+}
+
+impl State {
+    fn slot(&mut self, mark: Mark) -> Option<&mut Slot> {
+        self.slots.get_mut(&mark.partition).filter(|s| s.epoch == mark.epoch)
+    }
+
+    fn answered(&mut self, size: u32) {
+        self.open -= 1;
+        self.open_bytes -= size as usize;
+    }
+
+    fn handed_out(&self) -> usize {
+        self.open - self.buffer.len()
+    }
+
+    /// Gives back what nobody has seen: it stays uncommitted.
+    fn drop_buffer(&mut self) -> usize {
+        let buffer = std::mem::take(&mut self.buffer);
+        for received in &buffer {
+            if let Some(mark) = parts(received.token)
+                && let Some(size) = self.slot(mark).and_then(|s| s.marks.release(mark.offset))
+            {
+                self.answered(size);
+            }
+        }
+        buffer.len()
+    }
+
+    fn due(&self) -> Vec<Mark> {
+        let due = |(partition, slot): (&i32, &Slot)| {
+            slot.due().map(|offset| Mark { partition: *partition, epoch: slot.epoch, offset })
+        };
+        self.slots.iter().filter_map(due).collect()
+    }
+
+    /// Answers those whose positions are committed.
+    fn settle_flushes(&mut self) {
+        let mut flushes = std::mem::take(&mut self.flushes);
+        for flush in &mut flushes {
+            flush.marks.retain(|m| {
+                let slot = self.slots.get(&m.partition).filter(|s| s.epoch == m.epoch);
+                slot.is_some_and(|s| s.committed.is_none_or(|c| c < m.offset))
+            });
+        }
+        for flush in flushes {
+            if flush.marks.is_empty() {
+                // Nobody listens: nobody cares.
+                let _ = flush.done.send(Ok(()));
+            } else if !flush.done.is_closed() {
+                self.flushes.push(flush);
+            }
+        }
+    }
+}
+
+impl Inbox {
+    pub(crate) fn new(limits: Limits) -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), limits, signal: Signal::default(), gone: watch::channel(false).0 })
+    }
+
+    // For the handle.
+
+    /// Takes up to `max` messages. `None` when there is none and the waker was kept.
+    pub(crate) fn take(&self, max: usize, into: &mut Vec<Received>, waker: &Waker) -> Option<Result<(), Error>> {
+        let mut state = self.state.lock();
+        if let Some(error) = &state.failed {
+            return Some(Err(error.clone()));
+        }
+        if state.stopped || state.closing {
+            return Some(Err(Error::closed("consumer")));
+        }
+        if state.buffer.is_empty() || state.paused {
+            if !state.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
+                state.waker = Some(waker.clone());
+            }
+            return None;
+        }
+        let count = max.min(state.buffer.len());
+        into.extend(state.buffer.drain(..count));
+        Some(Ok(()))
+    }
+
+    /// Answers messages; the indexes of stale tokens.
+    pub(crate) fn answer(&self, tokens: impl Iterator<Item = AckToken>, done: bool) -> Vec<usize> {
+        let mut stale = Vec::new();
+        let mut state = self.state.lock();
+        for (index, token) in tokens.enumerate() {
+            let size = parts(token).and_then(|mark| {
+                let marks = &mut state.slot(mark)?.marks;
+                if done { marks.ack(mark.offset) } else { marks.release(mark.offset) }
+            });
+            match size {
+                Some(size) => state.answered(size),
+                None => stale.push(index),
+            }
+        }
+        let low = self.limits.prefetch / 4 * 3;
+        let wake = state.stopped || (state.starved && (state.buffer.is_empty() || state.open <= low));
+        drop(state);
+        if wake {
+            self.signal.raise();
+        }
+        stale
+    }
+
+    pub(crate) fn holds(&self, token: AckToken) -> bool {
+        parts(token).is_some_and(|mark| self.state.lock().slot(mark).is_some_and(|s| s.marks.holds(mark.offset)))
+    }
+
+    /// Asks for a commit of everything acknowledged; `None` when the broker has it all.
+    pub(crate) fn flush(&self) -> Option<oneshot::Receiver<Result<(), Error>>> {
+        let mut state = self.state.lock();
+        let marks = state.due();
+        if marks.is_empty() {
+            return None;
+        }
+        let (done, waits) = oneshot::channel();
+        state.flushes.push(Flush { marks, done });
+        drop(state);
+        self.signal.raise();
+        Some(waits)
+    }
+
+    /// Why the last commit failed.
+    pub(crate) fn commit_error(&self) -> Option<Error> {
+        self.state.lock().commit_error.clone()
+    }
+
+    pub(crate) fn set_paused(&self, paused: bool) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.paused = paused;
+            if paused { None } else { state.waker.take() }
+        };
+        self.signal.raise();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    pub(crate) fn stop(&self) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.stopped = true;
+            state.drop_buffer();
+            state.waker.take()
+        };
+        self.signal.raise();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Ends the thread. `None` when that was asked before.
+    pub(crate) fn close(&self) -> Option<Leftovers> {
+        let (left, waker) = {
+            let mut state = self.state.lock();
+            if std::mem::replace(&mut state.closing, true) {
+                return None;
+            }
+            let released = state.drop_buffer();
+            (Leftovers { unanswered: state.handed_out(), released }, state.waker.take())
+        };
+        self.signal.raise();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        Some(left)
+    }
+
+    /// Waits until the thread has left the group.
+    pub(crate) async fn gone(&self) {
+        // The sender is a field: it is not gone before.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+    }
+
+    // For the thread.
+
+    pub(crate) fn plan(&self) -> Plan {
+        let mut state = self.state.lock();
+        let max = self.limits.max_ahead;
+        let mut far = BTreeSet::new();
+        for (partition, slot) in &mut state.slots {
+            slot.far = slot.marks.span() >= if slot.far { max / 2 + 1 } else { max };
+            if slot.far {
+                far.insert(*partition);
+            }
+        }
+        let room = (
+            self.limits.prefetch.saturating_sub(state.open),
+            self.limits.prefetch_bytes.saturating_sub(state.open_bytes),
+        );
+        state.starved = room.0 == 0 || room.1 == 0;
+        Plan {
+            closing: state.closing,
+            pause: state.paused || state.stopped || state.failed.is_some(),
+            far,
+            room,
+            leave: state.stopped && state.open == 0,
+            flush: !state.flushes.is_empty(),
+        }
+    }
+
+    /// Takes what was fetched.
+    pub(crate) fn push(&self, chunk: &mut Vec<Incoming>) {
+        let mut state = self.state.lock();
+        if state.stopped || state.closing {
+            // Behind what is committed: it comes again.
+            chunk.clear();
+            return;
+        }
+        for incoming in chunk.drain(..) {
+            let Incoming { partition, offset, size, message } = incoming;
+            // The partition may have been revoked meanwhile.
+            let Some(slot) = state.slots.get_mut(&partition) else { continue };
+            if slot.marks.position().is_none() {
+                slot.committed = Some(offset);
+            }
+            if !slot.marks.deliver(offset, size) {
+                continue;
+            }
+            let token = token(partition, slot.epoch, offset);
+            state.open += 1;
+            state.open_bytes += size as usize;
+            let position = Position::new(u32::try_from(partition).ok(), u64::try_from(offset).ok());
+            state.buffer.push_back(Received { message, token, attempt: 1, lease: None, position });
+        }
+        let waker = if state.buffer.is_empty() || state.paused { None } else { state.waker.take() };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Starts anew with these partitions.
+    pub(crate) fn assigned(&self, partitions: impl Iterator<Item = i32>) {
+        let mut state = self.state.lock();
+        for partition in partitions {
+            let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
+            let slot = Slot { epoch, marks: Watermark::default(), committed: None, far: false };
+            state.slots.insert(partition, slot);
+        }
+    }
+
+    /// Forgets these partitions: their tokens are stale from now on.
+    pub(crate) fn revoked(&self, partitions: &[i32]) -> Revoked {
+        let mut state = self.state.lock();
+        let mut found = Revoked::default();
+        for partition in partitions {
+            let Some(slot) = state.slots.remove(partition) else { continue };
+            if let Some(offset) = slot.due() {
+                found.due.push(Mark { partition: *partition, epoch: slot.epoch, offset });
+            }
+            state.open -= slot.marks.open();
+            state.open_bytes -= slot.marks.open_bytes();
+            let before = state.buffer.len();
+            state.buffer.retain(|r| parts(r.token).is_none_or(|m| m.epoch != slot.epoch));
+            found.unanswered += slot.marks.open() - (before - state.buffer.len());
+        }
+        found
+    }
+
+    /// What came of the commit with which the partitions went.
+    pub(crate) fn parted(&self, due: &[Mark], result: &Result<(), Error>) {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        if let Err(error) = result {
+            state.commit_error = Some(error.clone());
+            let (failed, rest) = std::mem::take(&mut state.flushes)
+                .into_iter()
+                .partition(|f: &Flush| f.marks.iter().any(|m| due.iter().any(|d| d.epoch == m.epoch)));
+            state.flushes = rest;
+            let failed: Vec<Flush> = failed;
+            for flush in failed {
+                let _ = flush.done.send(Err(error.clone()));
+            }
+        }
+        state.settle_flushes();
+    }
+
+    /// What is to be committed now.
+    pub(crate) fn due(&self) -> Vec<Mark> {
+        self.state.lock().due()
+    }
+
+    /// What the broker answered to a commit.
+    pub(crate) fn committed(&self, answers: impl Iterator<Item = (i32, i64, Result<(), Error>)>) {
+        let mut state = self.state.lock();
+        state.commit_error = None;
+        for (partition, offset, answer) in answers {
+            match answer {
+                Ok(()) => {
+                    if let Some(slot) = state.slots.get_mut(&partition) {
+                        slot.committed = Some(offset);
+                    }
+                }
+                Err(error) => state.commit_error = Some(error),
+            }
+        }
+        state.settle_flushes();
+    }
+
+    /// Ends the consumer with an error that needs a person.
+    pub(crate) fn fail(&self, error: Error) {
+        let waker = {
+            let mut state = self.state.lock();
+            state.failed.get_or_insert(error);
+            state.waker.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// The thread is over.
+    pub(crate) fn end(&self) {
+        self.close();
+        self.fail(Error::closed("consumer"));
+        for flush in std::mem::take(&mut self.state.lock().flushes) {
+            let error = Error::new(ErrorKind::Closed, "the consumer was closed before the commit was answered");
+            let _ = flush.done.send(Err(error.with_operation("flush")));
+        }
+        self.gone.send_replace(true);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn inbox() -> Arc<Inbox> {
+        Inbox::new(Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8 })
+    }
+
+    fn push(inbox: &Inbox, partition: i32, offsets: std::ops::Range<i64>) {
+        let mut chunk: Vec<_> =
+            offsets.map(|offset| Incoming { partition, offset, size: 10, message: Ok(Message::new("x")) }).collect();
+        inbox.push(&mut chunk);
+    }
+
+    fn take(inbox: &Inbox, max: usize) -> Vec<AckToken> {
+        let mut into = Vec::new();
+        if let Some(result) = inbox.take(max, &mut into, Waker::noop()) {
+            result.unwrap();
+        }
+        into.iter().map(|r| r.token).collect()
+    }
+
+    #[test]
+    fn a_token_of_an_earlier_assignment_touches_nothing() {
+        let inbox = inbox();
+        inbox.assigned([0].into_iter());
+        push(&inbox, 0, 5..7);
+        let old = take(&inbox, 2);
+        assert!(inbox.holds(old[0]));
+        let revoked = inbox.revoked(&[0]);
+        assert_eq!((revoked.due, revoked.unanswered), (vec![], 2));
+        inbox.assigned([0].into_iter());
+        push(&inbox, 0, 5..7);
+        assert_eq!(inbox.answer(old.iter().copied(), true), [0, 1]);
+        assert!(!inbox.holds(old[0]));
+        assert_eq!(inbox.due(), []);
+        let new = take(&inbox, 2);
+        assert_eq!(inbox.answer(new[..1].iter().copied(), true), [0; 0]);
+        assert_eq!(inbox.due()[0].offset, 6);
+    }
+
+    #[test]
+    fn no_more_than_prefetch_fits_and_released_messages_hold_the_position() {
+        let inbox = inbox();
+        inbox.assigned([0, 1].into_iter());
+        push(&inbox, 0, 0..2);
+        push(&inbox, 1, 0..2);
+        assert_eq!(inbox.plan().room, (0, 960));
+        let tokens = take(&inbox, 4);
+        inbox.answer(tokens[1..2].iter().copied(), true);
+        inbox.answer(tokens[..1].iter().copied(), false);
+        assert_eq!(inbox.plan().room.0, 2);
+        assert_eq!(inbox.due(), []);
+        assert_eq!(inbox.answer(tokens[..1].iter().copied(), true), [0]);
+    }
+
+    #[test]
+    fn a_partition_waits_for_its_oldest_message() {
+        let inbox = Inbox::new(Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4 });
+        inbox.assigned([0].into_iter());
+        push(&inbox, 0, 0..4);
+        let tokens = take(&inbox, 4);
+        inbox.answer(tokens[1..].iter().copied(), true);
+        assert_eq!(inbox.plan().far, BTreeSet::from([0]));
+        inbox.answer(tokens[..1].iter().copied(), true);
+        assert_eq!(inbox.plan().far, BTreeSet::new());
+        assert_eq!(inbox.due()[0].offset, 4);
+    }
+
+    #[test]
+    fn a_stop_gives_back_what_nobody_has_seen() {
+        let inbox = inbox();
+        inbox.assigned([0].into_iter());
+        push(&inbox, 0, 0..4);
+        let seen = take(&inbox, 1);
+        inbox.stop();
+        assert!(inbox.take(1, &mut Vec::new(), Waker::noop()).is_some_and(|r| r.is_err()));
+        assert_eq!(inbox.answer(seen.into_iter(), true), [0; 0]);
+        assert_eq!(inbox.due()[0].offset, 1);
+        assert!(inbox.plan().leave);
+    }
+}
