@@ -149,7 +149,7 @@ impl Broker for KafkaBroker {
             KafkaConsumer::open(&self.settings, &self.link, from, options, self.capabilities.clone()).await?;
         remember(&self.consumers, consumer.inbox());
         if let Err(closed) = self.check_open() {
-            consumer.inbox().close();
+            consumer.inbox().close(std::time::Instant::now());
             return Err(closed);
         }
         Ok(Arc::new(consumer))

@@ -48,7 +48,7 @@ impl fmt::Debug for KafkaConsumer {
 
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
-        self.inbox.close();
+        self.inbox.close(std::time::Instant::now() + self.request_timeout);
     }
 }
 
@@ -70,6 +70,7 @@ impl KafkaConsumer {
             prefetch: options.prefetch.max(1),
             prefetch_bytes: options.prefetch_bytes.max(1),
             max_ahead: settings.config.max_ahead.get() as usize,
+            commits: group.is_some(),
         });
         let context = Callbacks::new(
             Watch(link.monitor().clone()),
@@ -195,7 +196,7 @@ impl Consumer for KafkaConsumer {
 /// Ends a consumer: commits what was acknowledged and leaves the group, until the deadline.
 pub(crate) async fn close(inbox: &Inbox, deadline: Instant) -> CloseReport {
     let mut report = CloseReport::default();
-    let first = match inbox.close() {
+    let first = match inbox.close(deadline.into_std()) {
         Some(left) => {
             report.unanswered = left.unanswered;
             report.released = left.released;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use queue_core::{AckToken, Error, ErrorKind, Message, Position, Received, Undecodable};
@@ -21,6 +22,8 @@ pub(crate) struct Limits {
     pub(crate) prefetch: usize,
     pub(crate) prefetch_bytes: usize,
     pub(crate) max_ahead: usize,
+    /// Whether positions are committed at all.
+    pub(crate) commits: bool,
 }
 
 /// A record that arrived.
@@ -74,7 +77,8 @@ struct State {
     open_bytes: usize,
     paused: bool,
     stopped: bool,
-    closing: bool,
+    /// Set when the consumer is to end: until when it may take.
+    closing: Option<Instant>,
     starved: bool,
     failed: Option<Error>,
     waker: Option<Waker>,
@@ -204,7 +208,7 @@ impl Inbox {
         if let Some(error) = &state.failed {
             return Some(Err(error.clone()));
         }
-        if state.stopped || state.closing {
+        if state.stopped || state.closing.is_some() {
             return Some(Err(Error::closed("consumer")));
         }
         if state.buffer.is_empty() || state.paused {
@@ -249,7 +253,7 @@ impl Inbox {
     pub(crate) fn flush(&self) -> Option<oneshot::Receiver<Result<(), Error>>> {
         let mut state = self.state.lock();
         let marks = state.due();
-        if marks.is_empty() {
+        if marks.is_empty() || !self.limits.commits {
             return None;
         }
         let (done, waits) = oneshot::channel();
@@ -289,13 +293,14 @@ impl Inbox {
         }
     }
 
-    /// Ends the thread. `None` when that was asked before.
-    pub(crate) fn close(&self) -> Option<Leftovers> {
+    /// Ends the thread, which has until the deadline to commit. `None` when that was asked before.
+    pub(crate) fn close(&self, deadline: Instant) -> Option<Leftovers> {
         let (left, waker) = {
             let mut state = self.state.lock();
-            if std::mem::replace(&mut state.closing, true) {
+            if state.closing.is_some() {
                 return None;
             }
+            state.closing = Some(deadline);
             let released = state.drop_buffer();
             (Leftovers { unanswered: state.handed_out(), released }, state.waker.take())
         };
@@ -314,6 +319,11 @@ impl Inbox {
 
     // For the thread.
 
+    /// Until when the close may take.
+    pub(crate) fn deadline(&self) -> Instant {
+        self.state.lock().closing.unwrap_or_else(Instant::now)
+    }
+
     pub(crate) fn plan(&self) -> Plan {
         let mut state = self.state.lock();
         let max = self.limits.max_ahead;
@@ -330,7 +340,7 @@ impl Inbox {
         );
         state.starved = room.0 == 0 || room.1 == 0;
         Plan {
-            closing: state.closing,
+            closing: state.closing.is_some(),
             pause: state.paused || state.stopped || state.failed.is_some(),
             far,
             room,
@@ -342,7 +352,7 @@ impl Inbox {
     /// Takes what was fetched.
     pub(crate) fn push(&self, chunk: &mut Vec<Incoming>) {
         let mut state = self.state.lock();
-        if state.stopped || state.closing {
+        if state.stopped || state.closing.is_some() {
             // Behind what is committed: it comes again.
             chunk.clear();
             return;
@@ -402,8 +412,8 @@ impl Inbox {
     pub(crate) fn parted(&self, due: &[Mark], result: &Result<(), Error>) {
         let mut state = self.state.lock();
         let state = &mut *state;
+        state.commit_error = result.as_ref().err().cloned();
         if let Err(error) = result {
-            state.commit_error = Some(error.clone());
             let (failed, rest) = std::mem::take(&mut state.flushes)
                 .into_iter()
                 .partition(|f: &Flush| f.marks.iter().any(|m| due.iter().any(|d| d.epoch == m.epoch)));
@@ -422,19 +432,19 @@ impl Inbox {
     }
 
     /// What the broker answered to a commit.
-    pub(crate) fn committed(&self, answers: impl Iterator<Item = (i32, i64, Result<(), Error>)>) {
+    pub(crate) fn committed(&self, marks: &[Mark], answer: Result<(), Error>) {
         let mut state = self.state.lock();
-        state.commit_error = None;
-        for (partition, offset, answer) in answers {
-            match answer {
-                Ok(()) => {
-                    if let Some(slot) = state.slots.get_mut(&partition) {
-                        slot.committed = Some(offset);
+        state.commit_error = match answer {
+            Ok(()) => {
+                for mark in marks {
+                    if let Some(slot) = state.slot(*mark) {
+                        slot.committed = Some(mark.offset);
                     }
                 }
-                Err(error) => state.commit_error = Some(error),
+                None
             }
-        }
+            Err(error) => Some(error),
+        };
         state.settle_flushes();
     }
 
@@ -452,7 +462,7 @@ impl Inbox {
 
     /// The thread is over.
     pub(crate) fn end(&self) {
-        self.close();
+        self.close(Instant::now());
         self.fail(Error::closed("consumer"));
         for flush in std::mem::take(&mut self.state.lock().flushes) {
             let error = Error::new(ErrorKind::Closed, "the consumer was closed before the commit was answered");
@@ -467,7 +477,7 @@ mod tests {
     use super::*;
 
     fn inbox() -> Arc<Inbox> {
-        Inbox::new(Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8 })
+        Inbox::new(Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8, commits: true })
     }
 
     fn push(inbox: &Inbox, partition: i32, offsets: std::ops::Range<i64>) {
@@ -520,7 +530,7 @@ mod tests {
 
     #[test]
     fn a_partition_waits_for_its_oldest_message() {
-        let inbox = Inbox::new(Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4 });
+        let inbox = Inbox::new(Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4, commits: true });
         inbox.assigned([0].into_iter());
         push(&inbox, 0, 0..4);
         let tokens = take(&inbox, 4);

@@ -42,7 +42,6 @@ pub(crate) struct Context {
     events: Events,
     /// Whether a poll that returned nothing did something all the same.
     served: AtomicBool,
-    committing: AtomicBool,
     paused: Mutex<BTreeSet<i32>>,
     /// Where partitions start when they are first assigned; others start at the group's position.
     starts: Mutex<Vec<(i32, i64)>>,
@@ -66,7 +65,6 @@ impl Context {
             subject: subject.into(),
             events,
             served: AtomicBool::new(false),
-            committing: AtomicBool::new(false),
             paused: Mutex::default(),
             starts: Mutex::new(starts),
         }
@@ -80,12 +78,18 @@ impl Context {
         list
     }
 
-    fn positions(&self, marks: &[Mark]) -> KafkaResult<TopicPartitionList> {
-        let mut list = TopicPartitionList::with_capacity(marks.len());
-        for mark in marks {
-            list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
-        }
-        Ok(list)
+    /// Commits and waits for the broker's answer: librdkafka tells what came of it in no other way, because the
+    /// bindings set no callback for commits of one's own. While brokers are away this takes up to the session's
+    /// timeout.
+    fn commit(&self, consumer: &Native, marks: &[Mark]) -> Result<(), Error> {
+        let list = || {
+            let mut list = TopicPartitionList::with_capacity(marks.len());
+            for mark in marks {
+                list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
+            }
+            Ok(list)
+        };
+        list().and_then(|list| consumer.commit(&list, CommitMode::Sync)).map_err(|e| error::of(e, "commit"))
     }
 
     fn assign(&self, consumer: &Native, list: &mut TopicPartitionList) -> KafkaResult<()> {
@@ -111,9 +115,7 @@ impl Context {
             let result = if consumer.assignment_lost() {
                 Err(error::of_code(Code::AssignmentLost, "commit"))
             } else {
-                self.positions(&found.due)
-                    .and_then(|list| consumer.commit(&list, CommitMode::Sync))
-                    .map_err(|e| error::of(e, "commit"))
+                self.commit(consumer, &found.due)
             };
             self.inbox.parted(&found.due, &result);
             if let Err(error) = result {
@@ -168,19 +170,6 @@ impl ConsumerContext for Context {
             tracing::warn!(topic = self.topic, %error, "a rebalance failed");
         }
     }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        self.served.store(true, Ordering::Relaxed);
-        self.committing.store(false, Ordering::Relaxed);
-        let elements = offsets.elements();
-        self.inbox.committed(elements.iter().map(|e| {
-            let answer = result.clone().and_then(|()| e.error()).map_err(|e| error::of(e, "commit"));
-            if let Err(error) = &answer {
-                tracing::debug!(topic = self.topic, partition = e.partition(), %error, "a commit failed");
-            }
-            (e.partition(), e.offset().to_raw().unwrap_or(-1), answer)
-        }));
-    }
 }
 
 /// See the module.
@@ -233,10 +222,25 @@ impl Poller {
                 self.inbox.signal.wait(tick.min(self.commit_interval));
             }
         }
-        // Revokes everything, which commits what was acknowledged. It may take until the session ends when the broker
-        // is away; whoever closes does not wait longer than they want.
+        self.commit_rest();
+        // Revokes everything, and tries once more to commit. It may take until the session ends when the broker is away;
+        // whoever closes does not wait longer than they want.
         drop(self.consumer);
         self.inbox.end();
+    }
+
+    /// Commits what was acknowledged before the group is left. In the middle of a rebalance the broker refuses it, so it
+    /// is tried until the close must end.
+    fn commit_rest(&mut self) {
+        let deadline = self.inbox.deadline();
+        while self.commits && !self.inbox.due().is_empty() && Instant::now() < deadline {
+            self.commit(true);
+            // Serves the rebalance; new messages are not taken any more.
+            self.pull((0, 0), true);
+            if !self.inbox.due().is_empty() {
+                self.inbox.signal.wait(FLUSH_TICK);
+            }
+        }
     }
 
     /// Polls once around; true when there is nothing left to do.
@@ -332,23 +336,21 @@ impl Poller {
         }
     }
 
-    /// Commits what was acknowledged, when it is time or `now`. One commit at a time.
+    /// Commits what was acknowledged, when it is time or `now`. One that failed is tried again.
     fn commit(&mut self, now: bool) {
         let interval = if now { FLUSH_TICK / 2 } else { self.commit_interval };
-        if !self.commits || self.context.committing.load(Ordering::Relaxed) || self.last_commit.elapsed() < interval {
+        if !self.commits || self.last_commit.elapsed() < interval {
             return;
+        }
+        let due = self.inbox.due();
+        if !due.is_empty() {
+            let result = self.context.commit(&self.consumer, &due);
+            if let Err(error) = &result {
+                tracing::debug!(topic = self.context.topic, %error, "a commit failed and is tried again");
+            }
+            self.inbox.committed(&due, result);
         }
         self.last_commit = Instant::now();
-        let due = self.inbox.due();
-        if due.is_empty() {
-            return;
-        }
-        self.context.committing.store(true, Ordering::Relaxed);
-        let sent = self.context.positions(&due).and_then(|list| self.consumer.commit(&list, CommitMode::Async));
-        if let Err(error) = sent {
-            self.context.committing.store(false, Ordering::Relaxed);
-            tracing::debug!(%error, "a commit could not be sent");
-        }
     }
 
     fn trouble(&mut self, error: &KafkaError) {
