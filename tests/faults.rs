@@ -100,12 +100,23 @@ async fn survives(url: &str, harm: impl AsyncFn(usize)) {
     let started = Instant::now();
     while !missing().is_empty() {
         assert!(!receiver.is_finished(), "the receiver gave up");
-        assert!(started.elapsed() < PATIENCE, "{} confirmed messages never came, such as {:?}", missing().len(), missing()[0]);
+        assert!(
+            started.elapsed() < PATIENCE,
+            "{} confirmed messages never came, such as {:?}",
+            missing().len(),
+            missing()[0]
+        );
         sleep(Duration::from_millis(50)).await;
     }
     let repeats: usize = ledger.processed.lock().values().map(|n| n - 1).sum();
     println!("{} confirmed, all processed; {repeats} processed more than once", confirmed.len());
-    let dead = client.receiver("orders-dlq").discard_dead_letters().await.unwrap().receive_batch_within(1, Duration::from_secs(2)).await;
+    let dead = client
+        .receiver("orders-dlq")
+        .discard_dead_letters()
+        .await
+        .unwrap()
+        .receive_batch_within(1, Duration::from_secs(2))
+        .await;
     assert!(dead.unwrap().is_empty(), "nothing was rejected, so nothing is a dead letter");
     receiver.abort();
     client.close(Duration::from_secs(5)).await;

@@ -7,6 +7,8 @@ mod capability;
 mod client;
 mod completion;
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod consumer;
 pub mod dead_letter;
 mod delivery;

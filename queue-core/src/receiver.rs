@@ -260,10 +260,15 @@ impl ReceiverBuilder {
         };
         let consumer = inner.broker.consumer(&source, &options).await?;
         let able = consumer.capabilities();
-        if config.ordering == Ordering::PerKey && able.ordering == Ordering::None {
-            return Err(
-                Error::unsupported("this address cannot keep the order of a key").with_context("source", source)
-            );
+        let why = match (config.ordering, able.ordering) {
+            (Ordering::PerKey, Ordering::None) => Some("this address cannot keep the order of a key"),
+            (Ordering::Full, Ordering::None | Ordering::PerKey) => {
+                Some("this address cannot keep the order of all messages")
+            }
+            _ => None,
+        };
+        if let Some(why) = why {
+            return Err(Error::unsupported(why).with_context("source", source));
         }
         let copier = async |to: Address| -> Result<Arc<Outbox>> {
             let config = SenderConfig::default();

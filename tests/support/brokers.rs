@@ -18,10 +18,7 @@ impl Brokers {
             _ => "ANYQUEUE_SQS_PORT",
         };
         let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!(".brokers/faults-{which}-{port}"));
-        let envs = vec![
-            (variable, port.to_string()),
-            ("ANYQUEUE_BROKERS_DIR", folder.display().to_string()),
-        ];
+        let envs = vec![(variable, port.to_string()), ("ANYQUEUE_BROKERS_DIR", folder.display().to_string())];
         let brokers = Self { which, envs };
         brokers.run("up");
         brokers
