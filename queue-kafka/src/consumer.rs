@@ -84,7 +84,7 @@ impl KafkaConsumer {
         let ready = if group.is_some() {
             native.subscribe(&[topic])
         } else {
-            inbox.assigned(partitions.iter().copied());
+            inbox.assigned(partitions.iter().map(|p| (*p, None)));
             let list = starts.iter().map(|(p, offset)| (topic.to_owned(), *p, Offset::Offset(*offset)));
             native.assign(&list.collect::<TopicPartitionList>())
         };

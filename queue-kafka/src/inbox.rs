@@ -11,7 +11,7 @@ use queue_core::{AckToken, Error, ErrorKind, Message, Position, Received, Undeco
 use tokio::sync::{oneshot, watch};
 
 use crate::link::Signal;
-use crate::offsets::Watermark;
+use crate::offsets::{Delivery, Watermark};
 
 /// Numbers every assignment of a partition in this process, so that no token fits two of them.
 static EPOCHS: AtomicU32 = AtomicU32::new(1);
@@ -35,12 +35,23 @@ pub(crate) struct Incoming {
     pub(crate) message: Result<Message, Box<Undecodable>>,
 }
 
-/// A position of a partition: what the broker has, or is to have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the broker is to keep about a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Mark {
     pub(crate) partition: i32,
-    pub(crate) epoch: u32,
     pub(crate) offset: i64,
+    /// What is done beyond the offset.
+    pub(crate) note: String,
+    epoch: u32,
+    version: u64,
+}
+
+/// A delivery, taken out of its token.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    partition: i32,
+    epoch: u32,
+    offset: i64,
 }
 
 /// A partition during one assignment.
@@ -48,16 +59,22 @@ pub(crate) struct Mark {
 struct Slot {
     epoch: u32,
     marks: Watermark,
-    /// What the broker has, as far as is known; `None` before the first message.
-    committed: Option<i64>,
+    /// Counts what was acknowledged.
+    version: u64,
+    /// The version that the broker has.
+    committed: u64,
     /// Waits until its oldest message is answered.
     far: bool,
 }
 
 impl Slot {
     /// What is to be committed.
-    fn due(&self) -> Option<i64> {
-        self.marks.position().filter(|p| Some(*p) != self.committed)
+    fn due(&self, partition: i32) -> Option<Mark> {
+        if self.version == self.committed {
+            return None;
+        }
+        let offset = self.marks.position()?;
+        Some(Mark { partition, offset, note: self.marks.note(), epoch: self.epoch, version: self.version })
     }
 }
 
@@ -133,8 +150,8 @@ fn token(partition: i32, epoch: u32, offset: i64) -> AckToken {
 }
 
 /// Partition, epoch and offset of a token; `None` where it is none of ours.
-fn parts(token: AckToken) -> Option<Mark> {
-    Some(Mark {
+fn parts(token: AckToken) -> Option<Place> {
+    Some(Place {
         partition: i32::try_from(token.0 & u64::from(u32::MAX)).ok()?,
         epoch: u32::try_from(token.0 >> 32).ok()?,
         offset: i64::try_from(token.1).ok()?,
@@ -142,8 +159,8 @@ fn parts(token: AckToken) -> Option<Mark> {
 }
 
 impl State {
-    fn slot(&mut self, mark: Mark) -> Option<&mut Slot> {
-        self.slots.get_mut(&mark.partition).filter(|s| s.epoch == mark.epoch)
+    fn slot(&mut self, partition: i32, epoch: u32) -> Option<&mut Slot> {
+        self.slots.get_mut(&partition).filter(|s| s.epoch == epoch)
     }
 
     fn answered(&mut self, size: u32) {
@@ -159,8 +176,8 @@ impl State {
     fn drop_buffer(&mut self) -> usize {
         let buffer = std::mem::take(&mut self.buffer);
         for received in &buffer {
-            if let Some(mark) = parts(received.token)
-                && let Some(size) = self.slot(mark).and_then(|s| s.marks.release(mark.offset))
+            if let Some(place) = parts(received.token)
+                && let Some(size) = self.slot(place.partition, place.epoch).and_then(|s| s.marks.release(place.offset))
             {
                 self.answered(size);
             }
@@ -169,10 +186,7 @@ impl State {
     }
 
     fn due(&self) -> Vec<Mark> {
-        let due = |(partition, slot): (&i32, &Slot)| {
-            slot.due().map(|offset| Mark { partition: *partition, epoch: slot.epoch, offset })
-        };
-        self.slots.iter().filter_map(due).collect()
+        self.slots.iter().filter_map(|(partition, slot)| slot.due(*partition)).collect()
     }
 
     /// Answers those whose positions are committed.
@@ -181,7 +195,7 @@ impl State {
         for flush in &mut flushes {
             flush.marks.retain(|m| {
                 let slot = self.slots.get(&m.partition).filter(|s| s.epoch == m.epoch);
-                slot.is_some_and(|s| s.committed.is_none_or(|c| c < m.offset))
+                slot.is_some_and(|s| s.committed < m.version)
             });
         }
         for flush in flushes {
@@ -227,9 +241,14 @@ impl Inbox {
         let mut stale = Vec::new();
         let mut state = self.state.lock();
         for (index, token) in tokens.enumerate() {
-            let size = parts(token).and_then(|mark| {
-                let marks = &mut state.slot(mark)?.marks;
-                if done { marks.ack(mark.offset) } else { marks.release(mark.offset) }
+            let size = parts(token).and_then(|place| {
+                let slot = state.slot(place.partition, place.epoch)?;
+                if !done {
+                    return slot.marks.release(place.offset);
+                }
+                let size = slot.marks.ack(place.offset)?;
+                slot.version += 1;
+                Some(size)
             });
             match size {
                 Some(size) => state.answered(size),
@@ -246,7 +265,9 @@ impl Inbox {
     }
 
     pub(crate) fn holds(&self, token: AckToken) -> bool {
-        parts(token).is_some_and(|mark| self.state.lock().slot(mark).is_some_and(|s| s.marks.holds(mark.offset)))
+        let Some(place) = parts(token) else { return false };
+        let mut state = self.state.lock();
+        state.slot(place.partition, place.epoch).is_some_and(|s| s.marks.holds(place.offset))
     }
 
     /// Asks for a commit of everything acknowledged; `None` when the broker has it all.
@@ -361,11 +382,14 @@ impl Inbox {
             let Incoming { partition, offset, size, message } = incoming;
             // The partition may have been revoked meanwhile.
             let Some(slot) = state.slots.get_mut(&partition) else { continue };
-            if slot.marks.position().is_none() {
-                slot.committed = Some(offset);
-            }
-            if !slot.marks.deliver(offset, size) {
-                continue;
+            match slot.marks.deliver(offset, size) {
+                Delivery::Open => {}
+                Delivery::Done => {
+                    // The position may pass it.
+                    slot.version += 1;
+                    continue;
+                }
+                Delivery::Repeated => continue,
             }
             let token = token(partition, slot.epoch, offset);
             state.open += 1;
@@ -380,13 +404,13 @@ impl Inbox {
         }
     }
 
-    /// Starts anew with these partitions.
-    pub(crate) fn assigned(&self, partitions: impl Iterator<Item = i32>) {
+    /// Starts anew with these partitions: a position and its note where there is one.
+    pub(crate) fn assigned(&self, partitions: impl Iterator<Item = (i32, Option<(i64, String)>)>) {
         let mut state = self.state.lock();
-        for partition in partitions {
+        for (partition, committed) in partitions {
             let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
-            let slot = Slot { epoch, marks: Watermark::default(), committed: None, far: false };
-            state.slots.insert(partition, slot);
+            let marks = committed.map_or_else(Watermark::default, |(at, note)| Watermark::resume(at, &note));
+            state.slots.insert(partition, Slot { epoch, marks, version: 0, committed: 0, far: false });
         }
     }
 
@@ -396,9 +420,7 @@ impl Inbox {
         let mut found = Revoked::default();
         for partition in partitions {
             let Some(slot) = state.slots.remove(partition) else { continue };
-            if let Some(offset) = slot.due() {
-                found.due.push(Mark { partition: *partition, epoch: slot.epoch, offset });
-            }
+            found.due.extend(slot.due(*partition));
             state.open -= slot.marks.open();
             state.open_bytes -= slot.marks.open_bytes();
             let before = state.buffer.len();
@@ -437,8 +459,8 @@ impl Inbox {
         state.commit_error = match answer {
             Ok(()) => {
                 for mark in marks {
-                    if let Some(slot) = state.slot(*mark) {
-                        slot.committed = Some(mark.offset);
+                    if let Some(slot) = state.slot(mark.partition, mark.epoch) {
+                        slot.committed = mark.version;
                     }
                 }
                 None
@@ -497,13 +519,13 @@ mod tests {
     #[test]
     fn a_token_of_an_earlier_assignment_touches_nothing() {
         let inbox = inbox();
-        inbox.assigned([0].into_iter());
+        inbox.assigned([(0, None)].into_iter());
         push(&inbox, 0, 5..7);
         let old = take(&inbox, 2);
         assert!(inbox.holds(old[0]));
         let revoked = inbox.revoked(&[0]);
         assert_eq!((revoked.due, revoked.unanswered), (vec![], 2));
-        inbox.assigned([0].into_iter());
+        inbox.assigned([(0, None)].into_iter());
         push(&inbox, 0, 5..7);
         assert_eq!(inbox.answer(old.iter().copied(), true), [0, 1]);
         assert!(!inbox.holds(old[0]));
@@ -516,7 +538,7 @@ mod tests {
     #[test]
     fn no_more_than_prefetch_fits_and_released_messages_hold_the_position() {
         let inbox = inbox();
-        inbox.assigned([0, 1].into_iter());
+        inbox.assigned([(0, None), (1, None)].into_iter());
         push(&inbox, 0, 0..2);
         push(&inbox, 1, 0..2);
         assert_eq!(inbox.plan().room, (0, 960));
@@ -524,6 +546,9 @@ mod tests {
         inbox.answer(tokens[1..2].iter().copied(), true);
         inbox.answer(tokens[..1].iter().copied(), false);
         assert_eq!(inbox.plan().room.0, 2);
+        let due = inbox.due();
+        assert_eq!((due.len(), due[0].offset, due[0].note.as_str()), (1, 0, "aq1:1+1"));
+        inbox.committed(&due, Ok(()));
         assert_eq!(inbox.due(), []);
         assert_eq!(inbox.answer(tokens[..1].iter().copied(), true), [0]);
     }
@@ -531,7 +556,7 @@ mod tests {
     #[test]
     fn a_partition_waits_for_its_oldest_message() {
         let inbox = Inbox::new(Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4, commits: true });
-        inbox.assigned([0].into_iter());
+        inbox.assigned([(0, None)].into_iter());
         push(&inbox, 0, 0..4);
         let tokens = take(&inbox, 4);
         inbox.answer(tokens[1..].iter().copied(), true);
@@ -544,7 +569,7 @@ mod tests {
     #[test]
     fn a_stop_gives_back_what_nobody_has_seen() {
         let inbox = inbox();
-        inbox.assigned([0].into_iter());
+        inbox.assigned([(0, None)].into_iter());
         push(&inbox, 0, 0..4);
         let seen = take(&inbox, 1);
         inbox.stop();

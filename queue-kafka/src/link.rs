@@ -12,6 +12,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -21,6 +22,8 @@ use crate::error;
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the client's events are served, and an absent cluster is asked again.
 const TICK: Duration = Duration::from_millis(250);
+/// Between two questions to a leader that does not know that it leads.
+const AGAIN: Duration = Duration::from_millis(50);
 /// A topic of every cluster, so that the answer to a probe is small.
 const PROBE_TOPIC: &str = "__consumer_offsets";
 /// Lines of librdkafka's log that pass in a time.
@@ -301,21 +304,24 @@ impl Link {
     /// The offset of each partition that stands for `at`: a time in milliseconds, or [`Offset::End`] or
     /// [`Offset::Beginning`].
     pub(crate) async fn offsets(&self, topic: &str, partitions: &[i32], at: Offset) -> Result<Vec<(i32, i64)>> {
-        let topic = topic.to_owned();
-        let partitions = partitions.to_vec();
-        self.ask("receive", self.timeout, move |client, within| {
-            let mut list = TopicPartitionList::new();
-            for partition in partitions {
-                list.add_partition_offset(&topic, partition, at)?;
+        let mut list = TopicPartitionList::new();
+        for partition in partitions {
+            list.add_partition_offset(topic, *partition, at).map_err(|e| error::of(e, "receive"))?;
+        }
+        let deadline = Instant::now() + self.timeout;
+        loop {
+            let list = list.clone();
+            let answer = self.ask("receive", self.timeout, move |client, within| {
+                client.offsets_for_times(list, within).and_then(|list| positions(&list))
+            });
+            match answer.await {
+                // The leader of a topic that was just made may not know yet that it leads.
+                Err(error) if error.kind() == ErrorKind::Connection && Instant::now() < deadline => {
+                    tokio::time::sleep(AGAIN).await;
+                }
+                other => return other,
             }
-            let answer = client.offsets_for_times(list, within)?;
-            answer
-                .elements()
-                .iter()
-                .map(|e| e.error().map(|()| (e.partition(), e.offset().to_raw().unwrap_or(-1))))
-                .collect()
-        })
-        .await
+        }
     }
 
     /// What the group has committed in each partition; a negative number where it has nothing.
@@ -337,11 +343,7 @@ impl Link {
             }
             let answer = client.committed_offsets(list, within);
             retire(client);
-            answer?
-                .elements()
-                .iter()
-                .map(|e| e.error().map(|()| (e.partition(), e.offset().to_raw().unwrap_or(-1))))
-                .collect()
+            positions(&answer?)
         })
         .await
     }
@@ -366,6 +368,13 @@ fn retire_if_last(client: Arc<Client>) {
     if let Some(client) = Arc::into_inner(client) {
         retire(client);
     }
+}
+
+/// Partitions and their offsets; a negative number where there is none.
+fn positions(list: &TopicPartitionList) -> Result<Vec<(i32, i64)>, KafkaError> {
+    let position =
+        |e: &TopicPartitionListElem<'_>| e.error().map(|()| (e.partition(), e.offset().to_raw().unwrap_or(-1)));
+    list.elements().iter().map(position).collect()
 }
 
 fn probe(client: &Client, within: Duration) -> Result<(), KafkaError> {

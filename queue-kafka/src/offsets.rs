@@ -1,6 +1,13 @@
 //! How far a partition may be committed when messages are answered in any order.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
+use std::ops::Range;
+
+/// Marks a note of this crate in the metadata of a committed offset.
+const MARK: &str = "aq1:";
+/// The longest note; brokers take 4096 bytes unless configured.
+const MAX_NOTE: usize = 4000;
 
 /// What became of a message that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,18 +38,45 @@ pub(crate) struct Watermark {
     next: Option<i64>,
     /// Entries without an answer.
     open: usize,
+    /// Offsets beyond `next` that were acknowledged in an earlier assignment.
+    known: VecDeque<Range<i64>>,
+}
+
+/// What is to be done with a message that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Delivery {
+    /// It is handed out.
+    Open,
+    /// It was acknowledged before, in an earlier assignment.
+    Done,
+    /// It does not follow those before it, and is dropped.
+    Repeated,
 }
 
 impl Watermark {
-    /// Notes a delivered message. False when it does not follow those before it, and is to be dropped.
-    pub(crate) fn deliver(&mut self, offset: i64, size: u32) -> bool {
+    /// Goes on where an earlier assignment left off, with the note that was committed.
+    pub(crate) fn resume(position: i64, note: &str) -> Self {
+        Self { known: read(position, note), ..Self::default() }
+    }
+
+    /// Notes a message that arrived.
+    pub(crate) fn deliver(&mut self, offset: i64, size: u32) -> Delivery {
         if self.next.is_some_and(|next| offset < next) {
-            return false;
+            return Delivery::Repeated;
+        }
+        while self.known.front().is_some_and(|range| range.end <= offset) {
+            self.known.pop_front();
+        }
+        self.next = Some(offset + 1);
+        if self.known.front().is_some_and(|range| range.contains(&offset)) {
+            if !self.entries.is_empty() {
+                self.entries.push_back(Entry { offset, size: 0, answer: Answer::Done });
+            }
+            return Delivery::Done;
         }
         self.entries.push_back(Entry { offset, size, answer: Answer::Open });
-        self.next = Some(offset + 1);
         self.open += 1;
-        true
+        Delivery::Open
     }
 
     /// Acknowledges a message; its size when it was open until now.
@@ -87,6 +121,37 @@ impl Watermark {
         self.entries.front().map(|e| e.offset).or(self.next)
     }
 
+    /// What is acknowledged beyond the position, as text for the metadata of the committed offset: how many offsets to
+    /// skip and how many follow that are done, again and again. Cut off where it would be too long: what is not noted
+    /// comes again.
+    pub(crate) fn note(&self) -> String {
+        let mut note = String::new();
+        let Some(mut at) = self.position() else { return note };
+        let next = self.next.unwrap_or(at);
+        let mut runs: Vec<Range<i64>> = Vec::new();
+        let mut joins = false;
+        for entry in &self.entries {
+            let done = entry.answer == Answer::Done;
+            match runs.last_mut() {
+                Some(last) if done && joins => last.end = entry.offset + 1,
+                _ if done => runs.push(entry.offset..entry.offset + 1),
+                _ => {}
+            }
+            joins = done;
+        }
+        runs.extend(self.known.iter().filter(|r| r.end > next).map(|r| r.start.max(next)..r.end));
+        for run in runs {
+            let before = note.len();
+            let _ = write!(note, "{}{}+{}", if before == 0 { MARK } else { "," }, run.start - at, run.end - run.start);
+            if note.len() > MAX_NOTE {
+                note.truncate(before);
+                break;
+            }
+            at = run.end;
+        }
+        note
+    }
+
     /// Messages without an answer.
     pub(crate) fn open(&self) -> usize {
         self.open
@@ -101,6 +166,23 @@ impl Watermark {
     pub(crate) fn span(&self) -> usize {
         self.entries.len()
     }
+}
+
+/// Reads a note. Anything else that stands in the metadata is no note, and a broken one ends where it breaks.
+fn read(position: i64, note: &str) -> VecDeque<Range<i64>> {
+    let mut known = VecDeque::new();
+    let mut at = position;
+    for run in note.strip_prefix(MARK).into_iter().flat_map(|runs| runs.split(',')) {
+        let number = |text: &str| text.parse::<i64>().ok().filter(|n| *n >= 0);
+        let range = run.split_once('+').and_then(|(skip, count)| {
+            let start = at.checked_add(number(skip)?)?;
+            Some(start..start.checked_add(number(count)?)?)
+        });
+        let Some(range) = range else { break };
+        at = range.end;
+        known.push_back(range);
+    }
+    known
 }
 
 #[cfg(test)]
@@ -134,6 +216,7 @@ mod tests {
         fn the_position_is_the_first_offset_that_is_not_acknowledged(
             start in 0..100_i64,
             steps in prop::collection::vec(step(), 0..200),
+            second_crash in any::<prop::sample::Index>(),
         ) {
             let mut watermark = Watermark::default();
             let mut next = start;
@@ -143,7 +226,7 @@ mod tests {
                 match step {
                     Step::Deliver { gap } => {
                         let offset = next + gap;
-                        prop_assert!(watermark.deliver(offset, 1));
+                        prop_assert_eq!(watermark.deliver(offset, 1), Delivery::Open);
                         next = offset + 1;
                         delivered.push(offset);
                         open.insert(offset);
@@ -177,15 +260,62 @@ mod tests {
                 }
                 prop_assert!(!watermark.holds(next));
             }
+            // After a crash exactly those come again that were not acknowledged, also when it happens twice.
+            if let Some(position) = watermark.position() {
+                let (mut position, mut note) = (position, watermark.note());
+                let log: Vec<_> = delivered.iter().copied().filter(|o| *o >= position).collect();
+                for read_before_the_crash in [second_crash.index(log.len() + 1), log.len()] {
+                    let mut again = Watermark::resume(position, &note);
+                    let handed: Vec<_> = log
+                        .iter()
+                        .copied()
+                        .filter(|o| *o >= position)
+                        .take(read_before_the_crash)
+                        .filter(|o| again.deliver(*o, 1) == Delivery::Open)
+                        .collect();
+                    let read_to = again.next.unwrap_or(position);
+                    let expected: Vec<_> =
+                        not_acked.iter().copied().filter(|o| *o >= position && *o < read_to).collect();
+                    prop_assert_eq!(handed, expected);
+                    if let Some(p) = again.position() {
+                        position = p;
+                        note = again.note();
+                    }
+                }
+            }
         }
     }
 
     #[test]
     fn an_offset_that_was_delivered_before_is_dropped() {
         let mut watermark = Watermark::default();
-        assert!(watermark.deliver(5, 1));
-        assert!(!watermark.deliver(5, 1));
-        assert!(!watermark.deliver(3, 1));
+        assert_eq!(watermark.deliver(5, 1), Delivery::Open);
+        assert_eq!(watermark.deliver(5, 1), Delivery::Repeated);
+        assert_eq!(watermark.deliver(3, 1), Delivery::Repeated);
         assert_eq!(watermark.open(), 1);
+    }
+
+    #[test]
+    fn a_note_says_what_is_done_and_never_grows_too_long() {
+        let mut watermark = Watermark::default();
+        for offset in 10..20_010 {
+            watermark.deliver(offset, 1);
+        }
+        for offset in [11, 12, 15] {
+            watermark.ack(offset);
+        }
+        assert_eq!(watermark.note(), "aq1:1+2,2+1");
+        for offset in (16..20_010).step_by(2) {
+            watermark.ack(offset);
+        }
+        let note = watermark.note();
+        assert!(note.len() <= MAX_NOTE && note.starts_with("aq1:1+2,2+2,"), "{note}");
+    }
+
+    #[test]
+    fn metadata_of_others_is_no_note() {
+        for other in ["", "x", "aq1:", "aq1:1", "aq1:-1+2", "aq1:1+x,3+4", "aq1:1+99999999999999999999"] {
+            assert_eq!(Watermark::resume(0, other).deliver(1, 1), Delivery::Open, "{other}");
+        }
     }
 }

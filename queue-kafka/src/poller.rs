@@ -1,6 +1,7 @@
 //! The thread of a consumer: everything that librdkafka wants done between two polls.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -86,6 +88,11 @@ impl Context {
             let mut list = TopicPartitionList::with_capacity(marks.len());
             for mark in marks {
                 list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
+                if let Some(mut element) =
+                    list.find_partition(&self.topic, mark.partition).filter(|_| !mark.note.is_empty())
+                {
+                    element.set_metadata(&mark.note);
+                }
             }
             Ok(list)
         };
@@ -94,17 +101,43 @@ impl Context {
 
     fn assign(&self, consumer: &Native, list: &mut TopicPartitionList) -> KafkaResult<()> {
         let partitions = numbers(list);
+        let mut committed = self.committed(consumer, list);
         {
             let mut starts = self.starts.lock();
             for (partition, offset) in starts.extract_if(.., |(p, _)| partitions.contains(p)) {
+                committed.remove(&partition);
                 list.set_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
             }
         }
-        self.inbox.assigned(partitions.into_iter());
+        for (partition, (offset, _)) in &committed {
+            list.set_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
+        }
+        self.inbox.assigned(partitions.into_iter().map(|p| (p, committed.remove(&p))));
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
             _ => consumer.assign(list),
         }
+    }
+
+    /// What the group has committed, with its notes. Where the broker does not tell, librdkafka asks again for the
+    /// position alone: what was acknowledged beyond it comes twice.
+    fn committed(&self, consumer: &Native, list: &TopicPartitionList) -> BTreeMap<i32, (i64, String)> {
+        let answer = match consumer.committed_offsets(list.clone(), LOOK_TIMEOUT) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(topic = self.topic, %error, "the group's positions are not told");
+                return BTreeMap::new();
+            }
+        };
+        let position = |e: &TopicPartitionListElem<'_>| match (e.error(), e.offset()) {
+            (Ok(()), Offset::Offset(offset)) => {
+                // The metadata is any client's to write, and rdkafka panics where it is not UTF-8.
+                let note = catch_unwind(AssertUnwindSafe(|| e.metadata().to_owned())).unwrap_or_default();
+                Some((e.partition(), (offset, note)))
+            }
+            _ => None,
+        };
+        answer.elements().iter().filter_map(position).collect()
     }
 
     fn revoke(&self, consumer: &Native, list: &TopicPartitionList) -> KafkaResult<()> {
