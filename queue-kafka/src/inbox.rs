@@ -68,6 +68,11 @@ struct Slot {
 }
 
 impl Slot {
+    fn new(marks: Watermark) -> Self {
+        let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
+        Self { epoch, marks, version: 0, committed: 0, far: false }
+    }
+
     /// What is to be committed.
     fn due(&self, partition: i32) -> Option<Mark> {
         if self.version == self.committed {
@@ -76,6 +81,14 @@ impl Slot {
         let offset = self.marks.position()?;
         Some(Mark { partition, offset, note: self.marks.note(), epoch: self.epoch, version: self.version })
     }
+}
+
+/// Offsets that were left out between two messages of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Jump {
+    pub(crate) partition: i32,
+    /// The first that was left out.
+    pub(crate) expected: i64,
 }
 
 /// Somebody who waits until positions are committed.
@@ -183,6 +196,23 @@ impl State {
             }
         }
         buffer.len()
+    }
+
+    /// Forgets a partition: its tokens are stale. How many of its messages were handed out and not answered.
+    fn forget(&mut self, partition: i32) -> usize {
+        let Some(slot) = self.slots.remove(&partition) else { return 0 };
+        self.open -= slot.marks.open();
+        self.open_bytes -= slot.marks.open_bytes();
+        let before = self.buffer.len();
+        self.buffer.retain(|r| parts(r.token).is_none_or(|place| place.epoch != slot.epoch));
+        slot.marks.open() - (before - self.buffer.len())
+    }
+
+    /// Starts anew with a partition whose offsets went back: the log was cut off, or made anew.
+    fn rewind(&mut self, partition: i32) {
+        let unanswered = self.forget(partition);
+        tracing::warn!(partition, unanswered, "the log goes back behind what was read");
+        self.slots.insert(partition, Slot::new(Watermark::default()));
     }
 
     fn due(&self) -> Vec<Mark> {
@@ -370,26 +400,29 @@ impl Inbox {
         }
     }
 
-    /// Takes what was fetched.
-    pub(crate) fn push(&self, chunk: &mut Vec<Incoming>) {
+    /// Takes what was fetched; where offsets were left out.
+    pub(crate) fn push(&self, chunk: &mut Vec<Incoming>) -> Vec<Jump> {
+        let mut jumps = Vec::new();
         let mut state = self.state.lock();
         if state.stopped || state.closing.is_some() {
             // Behind what is committed: it comes again.
             chunk.clear();
-            return;
+            return jumps;
         }
         for incoming in chunk.drain(..) {
             let Incoming { partition, offset, size, message } = incoming;
             // The partition may have been revoked meanwhile.
+            let Some(slot) = state.slots.get(&partition) else { continue };
+            match slot.marks.next() {
+                Some(next) if offset < next => state.rewind(partition),
+                Some(next) if offset > next => jumps.push(Jump { partition, expected: next }),
+                _ => {}
+            }
             let Some(slot) = state.slots.get_mut(&partition) else { continue };
-            match slot.marks.deliver(offset, size) {
-                Delivery::Open => {}
-                Delivery::Done => {
-                    // The position may pass it.
-                    slot.version += 1;
-                    continue;
-                }
-                Delivery::Repeated => continue,
+            if slot.marks.deliver(offset, size) == Delivery::Done {
+                // The position may pass it.
+                slot.version += 1;
+                continue;
             }
             let token = token(partition, slot.epoch, offset);
             state.open += 1;
@@ -402,15 +435,15 @@ impl Inbox {
         if let Some(waker) = waker {
             waker.wake();
         }
+        jumps
     }
 
     /// Starts anew with these partitions: a position and its note where there is one.
     pub(crate) fn assigned(&self, partitions: impl Iterator<Item = (i32, Option<(i64, String)>)>) {
         let mut state = self.state.lock();
         for (partition, committed) in partitions {
-            let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
             let marks = committed.map_or_else(Watermark::default, |(at, note)| Watermark::resume(at, &note));
-            state.slots.insert(partition, Slot { epoch, marks, version: 0, committed: 0, far: false });
+            state.slots.insert(partition, Slot::new(marks));
         }
     }
 
@@ -419,13 +452,9 @@ impl Inbox {
         let mut state = self.state.lock();
         let mut found = Revoked::default();
         for partition in partitions {
-            let Some(slot) = state.slots.remove(partition) else { continue };
-            found.due.extend(slot.due(*partition));
-            state.open -= slot.marks.open();
-            state.open_bytes -= slot.marks.open_bytes();
-            let before = state.buffer.len();
-            state.buffer.retain(|r| parts(r.token).is_none_or(|m| m.epoch != slot.epoch));
-            found.unanswered += slot.marks.open() - (before - state.buffer.len());
+            let due = state.slots.get(partition).and_then(|slot| slot.due(*partition));
+            found.due.extend(due);
+            found.unanswered += state.forget(*partition);
         }
         found
     }
@@ -495,87 +524,4 @@ impl Inbox {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn inbox() -> Arc<Inbox> {
-        Inbox::new(Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8, commits: true })
-    }
-
-    fn push(inbox: &Inbox, partition: i32, offsets: std::ops::Range<i64>) {
-        let mut chunk: Vec<_> =
-            offsets.map(|offset| Incoming { partition, offset, size: 10, message: Ok(Message::new("x")) }).collect();
-        inbox.push(&mut chunk);
-    }
-
-    fn take(inbox: &Inbox, max: usize) -> Vec<AckToken> {
-        let mut into = Vec::new();
-        if let Some(result) = inbox.take(max, &mut into, Waker::noop()) {
-            result.unwrap();
-        }
-        into.iter().map(|r| r.token).collect()
-    }
-
-    #[test]
-    fn a_token_of_an_earlier_assignment_touches_nothing() {
-        let inbox = inbox();
-        inbox.assigned([(0, None)].into_iter());
-        push(&inbox, 0, 5..7);
-        let old = take(&inbox, 2);
-        assert!(inbox.holds(old[0]));
-        let revoked = inbox.revoked(&[0]);
-        assert_eq!((revoked.due, revoked.unanswered), (vec![], 2));
-        inbox.assigned([(0, None)].into_iter());
-        push(&inbox, 0, 5..7);
-        assert_eq!(inbox.answer(old.iter().copied(), true), [0, 1]);
-        assert!(!inbox.holds(old[0]));
-        assert_eq!(inbox.due(), []);
-        let new = take(&inbox, 2);
-        assert_eq!(inbox.answer(new[..1].iter().copied(), true), [0; 0]);
-        assert_eq!(inbox.due()[0].offset, 6);
-    }
-
-    #[test]
-    fn no_more_than_prefetch_fits_and_released_messages_hold_the_position() {
-        let inbox = inbox();
-        inbox.assigned([(0, None), (1, None)].into_iter());
-        push(&inbox, 0, 0..2);
-        push(&inbox, 1, 0..2);
-        assert_eq!(inbox.plan().room, (0, 960));
-        let tokens = take(&inbox, 4);
-        inbox.answer(tokens[1..2].iter().copied(), true);
-        inbox.answer(tokens[..1].iter().copied(), false);
-        assert_eq!(inbox.plan().room.0, 2);
-        let due = inbox.due();
-        assert_eq!((due.len(), due[0].offset, due[0].note.as_str()), (1, 0, "aq1:1+1"));
-        inbox.committed(&due, Ok(()));
-        assert_eq!(inbox.due(), []);
-        assert_eq!(inbox.answer(tokens[..1].iter().copied(), true), [0]);
-    }
-
-    #[test]
-    fn a_partition_waits_for_its_oldest_message() {
-        let inbox = Inbox::new(Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4, commits: true });
-        inbox.assigned([(0, None)].into_iter());
-        push(&inbox, 0, 0..4);
-        let tokens = take(&inbox, 4);
-        inbox.answer(tokens[1..].iter().copied(), true);
-        assert_eq!(inbox.plan().far, BTreeSet::from([0]));
-        inbox.answer(tokens[..1].iter().copied(), true);
-        assert_eq!(inbox.plan().far, BTreeSet::new());
-        assert_eq!(inbox.due()[0].offset, 4);
-    }
-
-    #[test]
-    fn a_stop_gives_back_what_nobody_has_seen() {
-        let inbox = inbox();
-        inbox.assigned([(0, None)].into_iter());
-        push(&inbox, 0, 0..4);
-        let seen = take(&inbox, 1);
-        inbox.stop();
-        assert!(inbox.take(1, &mut Vec::new(), Waker::noop()).is_some_and(|r| r.is_err()));
-        assert_eq!(inbox.answer(seen.into_iter(), true), [0; 0]);
-        assert_eq!(inbox.due()[0].offset, 1);
-        assert!(inbox.plan().leave);
-    }
-}
+mod tests;

@@ -34,7 +34,7 @@ struct Entry {
 pub(crate) struct Watermark {
     /// From the first message that is not acknowledged on, in order of offset.
     entries: VecDeque<Entry>,
-    /// Where reading goes on behind the last delivered message; `None` before the first.
+    /// See [`next`](Self::next).
     next: Option<i64>,
     /// Entries without an answer.
     open: usize,
@@ -49,21 +49,16 @@ pub(crate) enum Delivery {
     Open,
     /// It was acknowledged before, in an earlier assignment.
     Done,
-    /// It does not follow those before it, and is dropped.
-    Repeated,
 }
 
 impl Watermark {
     /// Goes on where an earlier assignment left off, with the note that was committed.
     pub(crate) fn resume(position: i64, note: &str) -> Self {
-        Self { known: read(position, note), ..Self::default() }
+        Self { known: read(position, note), next: Some(position), ..Self::default() }
     }
 
-    /// Notes a message that arrived.
+    /// Notes a message that arrived; its offset is not below [`next`](Self::next).
     pub(crate) fn deliver(&mut self, offset: i64, size: u32) -> Delivery {
-        if self.next.is_some_and(|next| offset < next) {
-            return Delivery::Repeated;
-        }
         while self.known.front().is_some_and(|range| range.end <= offset) {
             self.known.pop_front();
         }
@@ -116,7 +111,12 @@ impl Watermark {
         self.entries.binary_search_by_key(&offset, |e| e.offset).ok()
     }
 
-    /// The offset to commit: the first that is not acknowledged. `None` before the first message.
+    /// Where reading goes on; `None` where that is not known yet.
+    pub(crate) fn next(&self) -> Option<i64> {
+        self.next
+    }
+
+    /// The offset to commit: the first that is not acknowledged. `None` before the first message of a new group.
     pub(crate) fn position(&self) -> Option<i64> {
         self.entries.front().map(|e| e.offset).or(self.next)
     }
@@ -284,15 +284,6 @@ mod tests {
                 }
             }
         }
-    }
-
-    #[test]
-    fn an_offset_that_was_delivered_before_is_dropped() {
-        let mut watermark = Watermark::default();
-        assert_eq!(watermark.deliver(5, 1), Delivery::Open);
-        assert_eq!(watermark.deliver(5, 1), Delivery::Repeated);
-        assert_eq!(watermark.deliver(3, 1), Delivery::Repeated);
-        assert_eq!(watermark.open(), 1);
     }
 
     #[test]

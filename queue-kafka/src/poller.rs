@@ -32,6 +32,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const CHUNK: usize = 64;
 /// How long a topic must be missing before the consumer gives up.
 const MISSING_FOR: Duration = Duration::from_secs(3);
+/// How often offsets that are left out are looked into.
+const GAP_INTERVAL: Duration = Duration::from_secs(1);
 /// How long a look at the metadata may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -217,6 +219,7 @@ pub(crate) struct Poller {
     full_since: Option<Instant>,
     missing_since: Option<Instant>,
     next_look: Instant,
+    next_gap: Instant,
     left: bool,
 }
 
@@ -238,6 +241,7 @@ impl Poller {
             full_since: None,
             missing_since: None,
             next_look: now,
+            next_gap: now,
             left: false,
         }
     }
@@ -326,7 +330,7 @@ impl Poller {
                         message,
                     });
                     if self.chunk.len() >= CHUNK {
-                        self.inbox.push(&mut self.chunk);
+                        self.hand_over();
                     }
                 }
                 Some(Err(error)) => self.trouble(&error),
@@ -338,9 +342,30 @@ impl Poller {
             }
         }
         if !self.chunk.is_empty() {
-            self.inbox.push(&mut self.chunk);
+            self.hand_over();
         }
         idle
+    }
+
+    /// Gives what was fetched to the inbox, and tells when retention was faster.
+    fn hand_over(&mut self) {
+        for jump in self.inbox.push(&mut self.chunk) {
+            // Compaction and transactions leave gaps too, and that often; the broker tells them apart.
+            if self.next_gap > Instant::now() {
+                return;
+            }
+            self.next_gap = Instant::now() + GAP_INTERVAL;
+            let topic = &self.context.topic;
+            let Ok((low, _)) = self.consumer.fetch_watermarks(topic, jump.partition, LOOK_TIMEOUT) else { continue };
+            if low > jump.expected {
+                let error = Error::new(ErrorKind::NotFound, "messages were removed before they were read")
+                    .with_context("topic", topic)
+                    .with_context("partition", jump.partition)
+                    .with_context("from", jump.expected)
+                    .with_context("to", low);
+                self.context.events.emit(EventKind::Expired, &self.context.subject, Some(error));
+            }
+        }
     }
 
     /// Pauses and resumes, so that exactly `all` or the `far` partitions are paused.
