@@ -1,1 +1,54 @@
-//! Facade.
+#![doc = include_str!("../README.md")]
+
+mod bindings;
+
+pub use queue_core::*;
+
+pub use crate::bindings::Bindings;
+
+/// RabbitMQ: the adapter's own types.
+#[cfg(feature = "amqp")]
+pub use queue_amqp as amqp;
+/// Apache Kafka: the adapter's own types.
+#[cfg(feature = "kafka")]
+pub use queue_kafka as kafka;
+/// Amazon SQS: the adapter's own types.
+#[cfg(feature = "sqs")]
+pub use queue_sqs as sqs;
+
+/// The drivers that are compiled in.
+pub const DRIVERS: &[Driver] = &[
+    memory::DRIVER,
+    #[cfg(feature = "amqp")]
+    queue_amqp::DRIVER,
+    #[cfg(feature = "kafka")]
+    queue_kafka::DRIVER,
+    #[cfg(feature = "sqs")]
+    queue_sqs::DRIVER,
+];
+
+/// Connects to the broker that the URL names: `memory://`, `amqp://…`, `kafka://…`, `sqs://…`.
+///
+/// # Errors
+/// As [`Client::connect_with`].
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> anyqueue::Result<()> {
+/// let client = anyqueue::connect("memory://?prefetch=64").await?;
+/// client.sender("orders").await?.send("hello").await?;
+/// # Ok(())
+/// # }
+/// ```
+pub async fn connect(url: &str) -> Result<Client> {
+    Client::connect_with(url, DRIVERS).await
+}
+
+/// Connects to the broker that the environment names: `QUEUE_URL`, and `QUEUE_<OPTION>` for each option of the URL.
+///
+/// # Errors
+/// As [`Client::from_env_with`].
+pub async fn from_env() -> Result<Client> {
+    Client::from_env_with(DRIVERS).await
+}

@@ -59,6 +59,11 @@ impl SlotRef {
         self.block.deadline
     }
 
+    /// The place of the message in its block.
+    pub(crate) fn index(&self) -> usize {
+        self.index as usize
+    }
+
     /// How often the message was sent before this try.
     pub(crate) fn tries(&self) -> u16 {
         self.epoch
@@ -101,6 +106,7 @@ pub(crate) struct Block {
     waker: AtomicWaker,
     side: Mutex<Side>,
     owner: Option<Arc<dyn Owner>>,
+    /// Window that each message holds until its verdict.
     cost: usize,
     deadline: Instant,
 }
@@ -199,37 +205,49 @@ impl Block {
 
     fn resolved(&self, count: u32) {
         let before = self.remaining.fetch_sub(count, Ordering::AcqRel);
-        let share = self.cost / self.len as usize;
-        let last = before == count;
         if let Some(owner) = &self.owner {
-            let rest = if last { self.cost - share * self.len as usize } else { 0 };
-            owner.release(share * count as usize + rest);
+            owner.release(self.cost * count as usize);
         }
-        if last {
+        if before == count {
             self.waker.wake();
         }
     }
 
-    /// Gives every message without a verdict this one: the deadline passed.
-    pub(crate) fn expire(&self, error: &Error) {
-        if self.is_done() {
-            return;
+    /// Fails a message that never held window and was never handed over.
+    pub(crate) fn refuse(&self, index: usize, error: Error) {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        // In the order of `finish`: whoever sees the state finds the error.
+        let mut side = self.side.lock();
+        self.slot(index).state.store(FAILED, Ordering::Release);
+        side.failures.push((index, error));
+        drop(side);
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.waker.wake();
         }
+    }
+
+    /// Gives every message without a verdict this one, and answers how many there were.
+    pub(crate) fn expire(&self, error: &Error) -> usize {
+        if self.is_done() {
+            return 0;
+        }
+        let mut count = 0;
         for index in 0..self.len {
             loop {
                 let state = self.slot(index).state.load(Ordering::Acquire);
                 if state == ALL {
-                    return;
+                    return count;
                 }
                 if is_final(state) {
                     break;
                 }
-                // What waits to be sent again is not with the broker as far as its last failure tells.
                 if self.finish(index, state, Err(error.clone())) {
+                    count += 1;
                     break;
                 }
             }
         }
+        count
     }
 
     fn receipt(&self, index: u32) -> Receipt {
@@ -284,14 +302,6 @@ impl Completion {
 
     pub(crate) fn whole(block: &Arc<Block>) -> Self {
         Self(Target::Range { block: block.clone(), base: 0, len: block.len })
-    }
-
-    pub(crate) fn range(block: &Arc<Block>, base: usize, len: usize) -> Self {
-        Self(Target::Range {
-            block: block.clone(),
-            base: u32::try_from(base).unwrap_or(u32::MAX),
-            len: u32::try_from(len).unwrap_or(u32::MAX),
-        })
     }
 
     pub(crate) fn slots(slots: Vec<SlotRef>) -> Self {

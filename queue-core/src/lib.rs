@@ -1,32 +1,52 @@
 //! Contracts, handles and the embedded broker of `anyqueue`.
 
 mod address;
+mod bindings;
 mod broker;
 mod capability;
+mod client;
 mod completion;
 mod config;
+#[cfg(feature = "conformance")]
+pub mod conformance;
 mod consumer;
+pub mod dead_letter;
+mod delivery;
 mod error;
 mod event;
 mod headers;
+mod inbox;
+mod lease;
+pub mod memory;
 mod message;
+mod outbox;
 mod producer;
+mod receiver;
+mod registry;
 mod secret;
+mod sender;
+mod sink;
 mod topology;
 pub mod wire;
 
 pub use crate::address::{Address, AddressKind, Source, Start};
+pub use crate::bindings::{Bindings, Connections};
 pub use crate::broker::{
     Broker, BrokerLayer, CloseReport, Connect, ConsumerOptions, Driver, Options, ProducerOptions, Stats,
 };
 pub use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
+pub use crate::client::Client;
 pub use crate::completion::{BatchError, BatchVerdict, Completion, Receipts, Verdict};
 pub use crate::config::{Endpoint, Host, option_names};
 pub use crate::consumer::{AckReport, AckToken, Answer, Consumer, Position, Received, Settled, Undecodable};
+pub use crate::delivery::{Answered, Batch, BatchIntoIter, BatchItem, Delivery, Extended, Ticket};
 pub use crate::error::{Error, ErrorKind, Outcome, Result};
 pub use crate::event::{Event, EventKind, EventStream, Events, Health, HealthState};
 pub use crate::headers::{HeaderValue, Headers, RESERVED_PREFIX, Text};
 pub use crate::message::Message;
 pub use crate::producer::{Producer, Receipt};
+pub use crate::receiver::{Receiver, ReceiverBuilder, ReceiverConfig, ReceiverControl};
 pub use crate::secret::Secret;
+pub use crate::sender::{OnUnknown, Sender, SenderBuilder, SenderConfig};
+pub use crate::sink::SenderSink;
 pub use crate::topology::{Declare, Entry, Topology};

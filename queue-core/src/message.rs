@@ -242,6 +242,21 @@ impl Message {
         self.extra.is_none()
     }
 
+    /// Without what belongs to one journey: destination, delay, time to live, the broker's own properties. The time of
+    /// the first sending stays.
+    pub(crate) fn for_copy(mut self) -> Self {
+        if let Some(extra) = &mut self.extra {
+            let extra = Arc::make_mut(extra);
+            extra.timestamp = extra.timestamp.or(extra.sent_at);
+            extra.sent_at = None;
+            extra.to = None;
+            extra.delay = None;
+            extra.ttl = None;
+            extra.native = Headers::new();
+        }
+        self
+    }
+
     /// Bytes of payload, key, headers and text properties: what windows and prefetch limits count.
     #[must_use]
     pub fn size(&self) -> usize {

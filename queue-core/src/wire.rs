@@ -25,7 +25,8 @@ use crate::message::Message;
 /// The name of the reserved header.
 pub const HEADER: &str = "anyqueue-h";
 
-const ESCAPED: &AsciiSet = &CONTROLS.add(b'%').add(b';').add(b' ').add(b'"').add(b'&').add(b'<').add(b'>').add(b'\\').add(b'}');
+const ESCAPED: &AsciiSet =
+    &CONTROLS.add(b'%').add(b';').add(b' ').add(b'"').add(b'&').add(b'<').add(b'>').add(b'\\').add(b'}');
 
 /// A property of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -66,8 +66,12 @@ native_kill() {
 }
 
 native_freeze() {
-  local name
-  for name in "$@"; do signal "$name" STOP || die "$name is not running"; done
+  local name pid
+  for name in "$@"; do
+    pid=$(pid_of "$name") && kill -STOP "$pid" || die "$name is not running"
+    # The signal is on its way when kill returns; who called counts on a broker that is silent.
+    until is_frozen "$pid" || is_gone "$pid"; do sleep 0.005; done
+  done
 }
 
 native_thaw() {

@@ -13,9 +13,9 @@ install_packages() {
   mkdir -p "$cache_dir"
   (
     flock 8
-    as_root apt-get update -qq
-    as_root env DEBIAN_FRONTEND=noninteractive \
-      apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
+    as_root apt-get update -qq &&
+      as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -y -qq --no-install-recommends -o DPkg::Lock::Timeout=300 "$@"
   ) 8>"$cache_dir/apt.lock" >"$cache_dir/apt.log" 2>&1 || {
     tail -n 20 "$cache_dir/apt.log" >&2
     die "apt-get could not install $*"
@@ -37,10 +37,11 @@ fetch_jars() {
     flock 8
     [[ -e $folder/.complete ]] && exit
     say "fetching jars into $folder"
-    rm -rf "$folder"
-    mkdir -p "$folder"
-    mvn -q -B -f "$pom" "-D$property" dependency:copy-dependencies \
-      "-DoutputDirectory=$folder" </dev/null >&2
-    touch "$folder/.complete"
+    # A chain, because the `||` below turns `set -e` off in here.
+    rm -rf "$folder" &&
+      mkdir -p "$folder" &&
+      mvn -q -B -Dstyle.color=never -f "$pom" "-D$property" dependency:copy-dependencies \
+        "-DoutputDirectory=$folder" </dev/null >&2 &&
+      touch "$folder/.complete"
   ) 8>"$cache_dir/maven.lock" || die "Maven could not fetch the jars of $property"
 }

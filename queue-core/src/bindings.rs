@@ -1,0 +1,330 @@
+//! Named brokers, senders and receivers in a TOML file.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use futures::future::try_join_all;
+use serde::Deserialize;
+use toml::Spanned;
+
+use crate::address::Address;
+use crate::broker::{CloseReport, Driver, Options};
+use crate::client::Client;
+use crate::config::{Endpoint, option_names, parse_options, unknown_option};
+use crate::error::{Error, ErrorKind, Result};
+use crate::receiver::{ReceiverBuilder, ReceiverConfig};
+use crate::sender::{SenderBuilder, SenderConfig};
+
+/// A configuration with named brokers, senders and receivers.
+///
+/// A broker has a `url` and any option of the URL; a sender `broker`, `to` and any option of [`SenderConfig`]; a
+/// receiver `broker`, `from` and any option of [`ReceiverConfig`]. `${NAME}` and `${NAME:-default}` in a text stand for
+/// an environment variable. Tables inside a broker are options of its native client
+/// (`[brokers.main.kafka] "linger.ms" = 5`).
+///
+/// ```
+/// # use queue_core::{Bindings, memory};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> queue_core::Result<()> {
+/// let bindings = Bindings::parse(r#"
+///     [brokers.main]
+///     url = "memory://"
+///     [senders.orders]
+///     broker = "main"
+///     to = "orders"
+///     [receivers.orders]
+///     broker = "main"
+///     from = "orders"
+///     prefetch = 512
+/// "#)?;
+/// let connections = bindings.connect_with(&[memory::DRIVER]).await?;
+/// connections.sender("orders").await?.send("hello").await?;
+/// let delivery = connections.receiver("orders").await?.receive().await?;
+/// # delivery.ack();
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Bindings {
+    file: String,
+    brokers: BTreeMap<String, Endpoint>,
+    senders: BTreeMap<String, (String, Address, SenderConfig, Options)>,
+    receivers: BTreeMap<String, (String, Address, ReceiverConfig, Options)>,
+}
+
+type Table = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    brokers: BTreeMap<String, Table>,
+    #[serde(default)]
+    senders: BTreeMap<String, Table>,
+    #[serde(default)]
+    receivers: BTreeMap<String, Table>,
+}
+
+impl Bindings {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// `InvalidConfig`, with file, line and key: the file cannot be read, is no TOML, has an unknown key, a value that
+    /// does not fit, a reference to a broker that is not there, or an environment variable that is not set.
+    pub fn from_path(path: impl AsRef<Path>) -> Result<Self> {
+        let file = path.as_ref().display().to_string();
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            Error::new(ErrorKind::InvalidConfig, "the file cannot be read")
+                .with_operation("configure")
+                .with_context("file", &file)
+                .with_source(e)
+        })?;
+        Self::read(&file, &text)
+    }
+
+    /// Reads a text.
+    ///
+    /// # Errors
+    /// As [`from_path`](Self::from_path).
+    pub fn parse(text: &str) -> Result<Self> {
+        Self::read("(text)", text)
+    }
+
+    fn read(file: &str, text: &str) -> Result<Self> {
+        let place = |error: Error, at: usize| {
+            let line = text[..at.min(text.len())].matches('\n').count() + 1;
+            error.with_operation("configure").with_context("file", file).with_context("line", line)
+        };
+        // The parser's own rendering quotes the line, which may hold a password.
+        let parsed: File = toml::from_str(text).map_err(|e| {
+            let error = Error::new(ErrorKind::InvalidConfig, e.message().to_owned());
+            place(error, e.span().map_or(0, |s| s.start))
+        })?;
+        let mut bindings = Self {
+            file: file.to_owned(),
+            brokers: BTreeMap::new(),
+            senders: BTreeMap::new(),
+            receivers: BTreeMap::new(),
+        };
+        for (name, table) in parsed.brokers {
+            let endpoint = broker(&name, table, &place)?;
+            bindings.brokers.insert(name, endpoint);
+        }
+        for (name, table) in parsed.senders {
+            let (b, to, config, set) = handle(&name, table, "to", &bindings.brokers, &place)?;
+            bindings.senders.insert(name, (b, to, config, set));
+        }
+        for (name, table) in parsed.receivers {
+            let (b, from, config, set) = handle(&name, table, "from", &bindings.brokers, &place)?;
+            bindings.receivers.insert(name, (b, from, config, set));
+        }
+        Ok(bindings)
+    }
+
+    /// Connects to every broker of the file that a sender or a receiver names.
+    ///
+    /// # Errors
+    /// As [`Client::connect_with`], with the broker's name.
+    pub async fn connect_with(&self, drivers: &[Driver]) -> Result<Connections> {
+        let named: BTreeSet<&String> =
+            self.senders.values().map(|s| &s.0).chain(self.receivers.values().map(|r| &r.0)).collect();
+        let used = self.brokers.iter().filter(|(name, _)| named.contains(name));
+        let clients = try_join_all(used.map(async |(name, endpoint)| {
+            let client = Client::connect_endpoint(endpoint.clone(), drivers).await;
+            client
+                .map(|client| (name.clone(), client))
+                .map_err(|e| e.with_context("binding", format!("brokers.{name}")).with_context("file", &self.file))
+        }))
+        .await?;
+        Ok(Connections { bindings: self.clone(), clients: clients.into_iter().collect() })
+    }
+}
+
+fn broker(name: &str, table: Table, place: &dyn Fn(Error, usize) -> Error) -> Result<Endpoint> {
+    let (mut url, mut options) = (None, Options::new());
+    for (key, value) in table {
+        let at = key.span().start;
+        let key = key.into_inner();
+        if key == "url" {
+            let text = plain(&key, value.as_ref()).map_err(|e| place(e, at))?;
+            url = Some(text.parse::<Endpoint>().map_err(|e| place(e.with_context("key", &key), at))?);
+        } else {
+            flatten(&key, value.as_ref(), &mut options).map_err(|e| place(e, at))?;
+        }
+    }
+    let mut endpoint = url.ok_or_else(|| {
+        let error = Error::new(ErrorKind::InvalidConfig, "a broker has a `url`");
+        place(error.with_context("key", format!("brokers.{name}.url")), 0)
+    })?;
+    endpoint.options.extend(options);
+    endpoint.split_native();
+    Ok(endpoint)
+}
+
+type Handle<T> = (String, Address, T, Options);
+
+fn handle<T: serde::de::DeserializeOwned>(
+    name: &str,
+    table: Table,
+    address_key: &'static str,
+    brokers: &BTreeMap<String, Endpoint>,
+    place: &dyn Fn(Error, usize) -> Error,
+) -> Result<Handle<T>> {
+    let known: Vec<&str> = ["broker", address_key].into_iter().chain(option_names::<T>().iter().copied()).collect();
+    let (mut broker, mut address, mut options, mut start) = (None, None, Options::new(), 0);
+    for (key, value) in table {
+        let at = key.span().start;
+        start = at;
+        let key = key.into_inner();
+        let fail = |error: Error| place(error.with_context("key", &key), at);
+        if !known.contains(&key.as_str()) {
+            return Err(fail(unknown_option(&key, &known)));
+        }
+        let text = plain(&key, value.as_ref()).map_err(fail)?;
+        if key == "broker" {
+            if !brokers.contains_key(&text) {
+                let names: Vec<_> = brokers.keys().map(String::as_str).collect();
+                let error = Error::new(ErrorKind::InvalidConfig, format!("there is no broker `{text}`"));
+                return Err(fail(error.with_context("brokers", names.join(", "))));
+            }
+            broker = Some(text);
+        } else if key == address_key {
+            address = Some(text.parse::<Address>().map_err(fail)?);
+        } else {
+            parse_options::<T>(&Options::from([(key.clone(), text.clone())])).map_err(fail)?;
+            options.insert(key.clone(), text);
+        }
+    }
+    let missing = |key: &str| {
+        let error = Error::new(ErrorKind::InvalidConfig, format!("`{key}` is missing"));
+        place(error.with_context("binding", name), start)
+    };
+    // With one broker in the file there is nothing to choose.
+    let only = (brokers.len() == 1).then(|| brokers.keys().next().cloned()).flatten();
+    let broker = broker.or(only).ok_or_else(|| missing("broker"))?;
+    let address = address.ok_or_else(|| missing(address_key))?;
+    let config = parse_options(&options).map_err(|e| place(e, start))?;
+    Ok((broker, address, config, options))
+}
+
+/// The text of a value that is not a table or an array, with environment variables put in.
+fn plain(key: &str, value: &toml::Value) -> Result<String> {
+    match value {
+        toml::Value::String(s) => expand(s).map_err(|e| e.with_context("key", key)),
+        toml::Value::Integer(i) => Ok(i.to_string()),
+        toml::Value::Float(f) => Ok(f.to_string()),
+        toml::Value::Boolean(b) => Ok(b.to_string()),
+        _ => {
+            Err(Error::new(ErrorKind::InvalidConfig, "the value is a text, a number or a boolean")
+                .with_context("key", key))
+        }
+    }
+}
+
+fn flatten(key: &str, value: &toml::Value, into: &mut Options) -> Result<()> {
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().try_for_each(|(name, value)| flatten(&format!("{key}.{name}"), value, into))
+        }
+        other => plain(key, other).map(|text| drop(into.insert(key.to_owned(), text))),
+    }
+}
+
+fn expand(text: &str) -> Result<String> {
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some((before, after)) = rest.split_once("${") {
+        let (reference, tail) = after.split_once('}').ok_or_else(|| {
+            Error::new(ErrorKind::InvalidConfig, "a reference to an environment variable reads ${NAME}")
+        })?;
+        let (name, default) = reference.split_once(":-").map_or((reference, None), |(n, d)| (n, Some(d)));
+        out.push_str(before);
+        match (std::env::var(name), default) {
+            (Ok(value), _) => out.push_str(&value),
+            (Err(_), Some(default)) => out.push_str(default),
+            (Err(_), None) => {
+                return Err(Error::new(ErrorKind::InvalidConfig, "the environment variable is not set")
+                    .with_context("variable", name));
+            }
+        }
+        rest = tail;
+    }
+    out.push_str(rest);
+    Ok(out)
+}
+
+/// The connected brokers of [`Bindings`], from which its senders and receivers are opened by name.
+#[derive(Debug, Clone)]
+pub struct Connections {
+    bindings: Bindings,
+    clients: BTreeMap<String, Client>,
+}
+
+impl Connections {
+    /// Opens the sender of this name: `connections.sender("orders").await?`.
+    pub fn sender(&self, name: &str) -> SenderBuilder {
+        match self.bindings.senders.get(name) {
+            Some((broker, to, config, set)) => {
+                let config = self.over_defaults(broker, config, set);
+                SenderBuilder::new(self.target(broker, to), config)
+            }
+            None => {
+                SenderBuilder::new(Err(self.unknown("sender", name, self.bindings.senders.keys())), Default::default())
+            }
+        }
+    }
+
+    /// Opens the receiver of this name.
+    pub fn receiver(&self, name: &str) -> ReceiverBuilder {
+        match self.bindings.receivers.get(name) {
+            Some((broker, from, config, set)) => {
+                let config = self.over_defaults(broker, config, set);
+                ReceiverBuilder::new(self.target(broker, from), config)
+            }
+            None => ReceiverBuilder::new(
+                Err(self.unknown("receiver", name, self.bindings.receivers.keys())),
+                Default::default(),
+            ),
+        }
+    }
+
+    /// The client of the broker of this name, if a sender or a receiver names it.
+    #[must_use]
+    pub fn client(&self, broker: &str) -> Option<&Client> {
+        self.clients.get(broker)
+    }
+
+    /// Closes every client within this time in all.
+    pub async fn close(&self, within: std::time::Duration) -> CloseReport {
+        let mut report = CloseReport::default();
+        for part in futures::future::join_all(self.clients.values().map(|c| c.close(within))).await {
+            report.merge(part);
+        }
+        report
+    }
+
+    fn target(&self, broker: &str, address: &Address) -> Result<(Client, Address)> {
+        let client = self.clients.get(broker).ok_or_else(|| Error::closed("broker"))?;
+        Ok((client.clone(), address.clone()))
+    }
+
+    /// The handle's own options over those of the broker, which hold for all of its handles.
+    fn over_defaults<T: serde::de::DeserializeOwned + Clone>(&self, broker: &str, own: &T, set: &Options) -> T {
+        let Some(endpoint) = self.bindings.brokers.get(broker) else { return own.clone() };
+        let names = option_names::<T>();
+        let mut options: Options = endpoint
+            .options
+            .iter()
+            .filter(|(k, _)| names.contains(&k.as_str()))
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
+        options.extend(set.clone());
+        parse_options(&options).unwrap_or_else(|_| own.clone())
+    }
+
+    fn unknown<'a>(&self, what: &str, name: &str, known: impl Iterator<Item = &'a String>) -> Error {
+        let known: Vec<_> = known.map(String::as_str).collect();
+        Error::new(ErrorKind::InvalidConfig, format!("there is no {what} `{name}`"))
+            .with_context("file", &self.bindings.file)
+            .with_context("known", known.join(", "))
+    }
+}

@@ -1,0 +1,320 @@
+//! The handle of a connection.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
+use std::fmt;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use futures::future::join_all;
+use parking_lot::Mutex;
+use tokio::time::{Instant, timeout};
+
+use crate::address::{Address, AddressKind, Source};
+use crate::broker::{Broker, CloseReport, Driver, Stats};
+use crate::capability::Capabilities;
+use crate::config::Endpoint;
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::{EventKind, EventStream, Events, Health};
+use crate::inbox::Inbox;
+use crate::outbox::Outbox;
+use crate::receiver::{ReceiverBuilder, ReceiverConfig};
+use crate::registry;
+use crate::sender::{SenderBuilder, SenderConfig};
+use crate::topology::{Declare, Topology};
+
+/// A connection to a broker, from which senders and receivers are opened. Cheap to clone.
+///
+/// ```
+/// # use queue_core::{Client, memory};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> queue_core::Result<()> {
+/// let client = Client::connect_with("memory://?prefetch=64", &[memory::DRIVER]).await?;
+/// let orders = client.sender("orders").await?;
+/// let mut inbox = client.receiver("orders").prefetch(512).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Client(Arc<ClientInner>);
+
+pub(crate) struct ClientInner {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) events: Events,
+    sender_defaults: SenderConfig,
+    receiver_defaults: ReceiverConfig,
+    names: Mutex<HashMap<String, AddressKind>>,
+    senders: Mutex<Vec<Weak<Outbox>>>,
+    receivers: Mutex<Vec<Weak<Inbox>>>,
+    dropped: Mutex<HashMap<String, u64>>,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("broker", &self.0.broker).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Connects to the broker that the URL names, with one of these drivers. Options in the URL are those of the
+    /// driver and those of [`SenderConfig`] and [`ReceiverConfig`], which become the defaults of every handle.
+    ///
+    /// # Errors
+    /// `InvalidConfig`: malformed URL, unknown scheme, unknown option, a value that does not fit. `Connection` or
+    /// `Timeout`: the broker cannot be reached within `connect_timeout` (default 10 s). `Unauthorized`.
+    pub async fn connect_with(url: &str, drivers: &[Driver]) -> Result<Self> {
+        registry::connect(url.parse()?, drivers).await
+    }
+
+    /// Connects to the broker that the environment names: `QUEUE_URL`, and `QUEUE_<OPTION>` for each option of the
+    /// URL (`QUEUE_PREFETCH=256`), which wins over the URL's.
+    ///
+    /// # Errors
+    /// As [`connect_with`](Self::connect_with); `InvalidConfig` without `QUEUE_URL`.
+    pub async fn from_env_with(drivers: &[Driver]) -> Result<Self> {
+        registry::connect(registry::endpoint_of(std::env::vars())?, drivers).await
+    }
+
+    /// Connects to an endpoint that was put together by the program.
+    ///
+    /// # Errors
+    /// As [`connect_with`](Self::connect_with).
+    pub async fn connect_endpoint(endpoint: Endpoint, drivers: &[Driver]) -> Result<Self> {
+        registry::connect(endpoint, drivers).await
+    }
+
+    /// Makes a client over a broker of one's own: a wrapper, a test double, a broker made from a native client.
+    #[must_use]
+    pub fn from_broker(broker: Arc<dyn Broker>) -> Self {
+        Self::new(broker, Events::new(), SenderConfig::default(), ReceiverConfig::default())
+    }
+
+    pub(crate) fn new(
+        broker: Arc<dyn Broker>,
+        events: Events,
+        sender_defaults: SenderConfig,
+        receiver_defaults: ReceiverConfig,
+    ) -> Self {
+        Self(Arc::new(ClientInner {
+            broker,
+            events,
+            sender_defaults,
+            receiver_defaults,
+            names: Mutex::default(),
+            senders: Mutex::default(),
+            receivers: Mutex::default(),
+            dropped: Mutex::default(),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<ClientInner> {
+        &self.0
+    }
+
+    /// The same connection behind a layer. Handles that are open already stay as they are.
+    #[must_use]
+    pub fn layer(&self, layer: &dyn crate::broker::BrokerLayer) -> Self {
+        Self::new(
+            layer.layer(self.0.broker.clone()),
+            self.0.events.clone(),
+            self.0.sender_defaults.clone(),
+            self.0.receiver_defaults.clone(),
+        )
+    }
+
+    /// Opens a sender: `client.sender("orders").await?`.
+    pub fn sender<A: TryInto<Address>>(&self, to: A) -> SenderBuilder
+    where
+        Error: From<A::Error>,
+    {
+        let target = to.try_into().map_err(Error::from).map(|to| (self.clone(), to));
+        SenderBuilder::new(target, self.0.sender_defaults.clone())
+    }
+
+    /// Opens a receiver: `client.receiver("topic:orders").group("billing").await?`.
+    pub fn receiver<A: TryInto<Address>>(&self, from: A) -> ReceiverBuilder
+    where
+        Error: From<A::Error>,
+    {
+        let target = from.try_into().map_err(Error::from).map(|from| (self.clone(), from));
+        ReceiverBuilder::new(target, self.0.receiver_defaults.clone())
+    }
+
+    /// What the broker can do at most; a sender's and a receiver's own are exact.
+    #[must_use]
+    pub fn capabilities(&self) -> Arc<Capabilities> {
+        self.0.broker.capabilities()
+    }
+
+    async fn bounded<T>(&self, operation: &'static str, work: impl Future<Output = Result<T>>) -> Result<T> {
+        /// Adapters bound their waits themselves; this is the backstop.
+        const MOST: Duration = Duration::from_secs(60);
+        self.0.check_open()?;
+        match timeout(MOST, work).await {
+            Ok(done) => done.map_err(|e| e.with_operation(operation)),
+            Err(_) => Err(Error::new(ErrorKind::Timeout, "the broker did not answer").with_operation(operation)),
+        }
+    }
+
+    /// Creates what is missing; see [`Broker::declare`].
+    ///
+    /// # Errors
+    /// `Conflict`, `Unauthorized`, `Connection`, `Timeout`.
+    pub async fn declare(&self, topology: &Topology) -> Result<()> {
+        self.bounded("declare", self.0.broker.declare(topology)).await
+    }
+
+    /// Checks that everything exists as asked, and changes nothing.
+    ///
+    /// # Errors
+    /// `NotFound`, `Conflict`, `Unauthorized`, `Connection`, `Timeout`.
+    pub async fn verify(&self, topology: &Topology) -> Result<()> {
+        self.bounded("verify", self.0.broker.verify(topology)).await
+    }
+
+    /// Deletes an address with its messages. Deleting what does not exist is fine.
+    ///
+    /// # Errors
+    /// `Unauthorized`, `Connection`, `Timeout`.
+    pub async fn delete<A: TryInto<Address>>(&self, address: A) -> Result<()>
+    where
+        Error: From<A::Error>,
+    {
+        let address = address.try_into()?;
+        self.bounded("delete", self.0.broker.delete(&address)).await?;
+        self.0.names.lock().remove(address.name());
+        Ok(())
+    }
+
+    /// Removes every message that waits.
+    ///
+    /// # Errors
+    /// `Unsupported`, `NotFound`, `Unauthorized`, `Connection`, `Timeout`.
+    pub async fn purge<A: TryInto<Address>>(&self, address: A) -> Result<()>
+    where
+        Error: From<A::Error>,
+    {
+        let address = address.try_into()?;
+        self.bounded("purge", self.0.broker.purge(&address)).await
+    }
+
+    /// Figures about a source, each where the broker tells it.
+    ///
+    /// # Errors
+    /// `Unsupported`, `NotFound`, `Unauthorized`, `Connection`, `Timeout`.
+    pub async fn stats(&self, source: &Source) -> Result<Stats> {
+        self.bounded("stats", self.0.broker.stats(source)).await
+    }
+
+    /// How the connection and everything that was opened from it is doing; no network call.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let mut health = self.0.broker.health();
+        let own = self.0.events.health();
+        health.state = health.state.max(own.state);
+        health.problems.extend(own.problems);
+        health
+    }
+
+    /// Asks the broker for any answer.
+    ///
+    /// # Errors
+    /// `Connection`, `Timeout`, `Unauthorized`.
+    pub async fn ping(&self) -> Result<()> {
+        self.bounded("ping", self.0.broker.ping()).await
+    }
+
+    /// What happens behind the handles, from now on.
+    #[must_use]
+    pub fn events(&self) -> EventStream {
+        self.0.events.listen()
+    }
+
+    /// The broker behind the client.
+    #[must_use]
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.0.broker
+    }
+
+    /// Closes every receiver, then every sender, then the connection, within this time in all. The report says what
+    /// could not be done. Closing twice is fine.
+    pub async fn close(&self, within: Duration) -> CloseReport {
+        let mut report = CloseReport::default();
+        if self.0.closed.swap(true, Ordering::AcqRel) {
+            return report;
+        }
+        let deadline = Instant::now() + within;
+        let receivers: Vec<_> = self.0.receivers.lock().drain(..).filter_map(|r| r.upgrade()).collect();
+        for part in join_all(receivers.iter().map(|r| r.close(deadline))).await {
+            report.merge(part);
+        }
+        let senders: Vec<_> = self.0.senders.lock().drain(..).filter_map(|s| s.upgrade()).collect();
+        for part in join_all(senders.iter().map(|s| s.close(deadline))).await {
+            report.merge(part);
+        }
+        report.merge(self.0.broker.close(deadline).await);
+        report
+    }
+}
+
+impl ClientInner {
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.closed.load(Ordering::Acquire) { Err(Error::closed("client")) } else { Ok(()) }
+    }
+
+    /// A name is a queue or a topic, not both: on a log they would be the same thing.
+    pub(crate) fn register_name(&self, address: &Address) -> Result<()> {
+        if address.is_topic() && !self.broker.capabilities().topics {
+            return Err(Error::unsupported("this broker has no topics").with_context("address", address));
+        }
+        match self.names.lock().entry(address.name().to_owned()) {
+            Slot::Occupied(known) if *known.get() != address.kind() => {
+                let why = "a name is used as a queue or as a topic, not both";
+                Err(Error::new(ErrorKind::Conflict, why).with_context("address", address))
+            }
+            Slot::Occupied(_) => Ok(()),
+            Slot::Vacant(free) => {
+                free.insert(address.kind());
+                Ok(())
+            }
+        }
+    }
+
+    pub(crate) async fn prepare(&self, declare: Declare, topology: &Topology) -> Result<()> {
+        match declare {
+            Declare::Create => self.broker.declare(topology).await,
+            Declare::Verify => self.broker.verify(topology).await,
+            Declare::Assume => Ok(()),
+        }
+    }
+
+    pub(crate) fn track_sender(&self, outbox: &Arc<Outbox>) {
+        let mut senders = self.senders.lock();
+        senders.retain(|s| s.strong_count() > 0);
+        senders.push(Arc::downgrade(outbox));
+    }
+
+    pub(crate) fn track_receiver(&self, inbox: &Arc<Inbox>) {
+        let mut receivers = self.receivers.lock();
+        receivers.retain(|r| r.strong_count() > 0);
+        receivers.push(Arc::downgrade(inbox));
+    }
+
+    /// Counts a delivery that was dropped without an answer, and tells of the first of each source.
+    pub(crate) fn warn_dropped(&self, source: &Source) {
+        let source = source.to_string();
+        let mut dropped = self.dropped.lock();
+        let count = dropped.entry(source.clone()).or_default();
+        *count += 1;
+        let first = *count == 1;
+        drop(dropped);
+        if first {
+            let why = "a delivery was dropped without an answer and is retried; further ones are not logged";
+            self.events.emit(EventKind::Dropped, &source, Some(Error::new(ErrorKind::InvalidInput, why)));
+        }
+    }
+}

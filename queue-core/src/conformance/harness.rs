@@ -1,0 +1,158 @@
+//! What the suite needs to know about a broker.
+
+use async_trait::async_trait;
+
+use crate::address::Address;
+use crate::broker::Driver;
+use crate::client::Client;
+use crate::error::Result;
+
+/// What became of a request that a harness may be unable to fulfil.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It was done.
+    Done,
+    /// This harness cannot do it; the cases that need it are left out and listed.
+    Cannot,
+}
+
+/// What the suite needs to know about a broker: how to reach it, and what can be done to it.
+///
+/// Three methods are enough. Everything else has a default that fits most brokers.
+#[async_trait]
+pub trait Harness: Send + Sync + 'static {
+    /// The name under which results are shown, such as `rabbitmq` or `rabbitmq, layered`.
+    fn name(&self) -> &str;
+
+    /// The drivers that can be connected to; one, normally.
+    fn drivers(&self) -> &[Driver];
+
+    /// The environment variable that holds the URL of the broker. Default: none.
+    fn variable(&self) -> &str {
+        ""
+    }
+
+    /// The URL of the broker; `None` where there is none, and every case is reported as ignored. Default: what
+    /// [`variable`](Self::variable) holds.
+    fn url(&self) -> Option<String> {
+        std::env::var(self.variable()).ok().filter(|url| !url.is_empty())
+    }
+
+    /// Connects a client of its own. Every client reaches the same broker. Default: [`Client::connect_with`].
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    async fn connect(&self) -> Result<Client> {
+        Client::connect_with(&self.url().unwrap_or_default(), self.drivers()).await
+    }
+
+    /// The end of every name, such as `.fifo`. Default: nothing.
+    fn suffix(&self) -> &str {
+        ""
+    }
+
+    /// Makes a name from a text that is unique in the world: at most 30 of `[a-z0-9-]`. Default: that text and
+    /// [`suffix`](Self::suffix).
+    fn address(&self, unique: &str) -> String {
+        format!("{unique}{}", self.suffix())
+    }
+
+    /// Most cases that run at the same time. Default: 8.
+    fn threads(&self) -> usize {
+        8
+    }
+
+    /// Removes what a case made. Failures are of no interest. Default: [`Client::delete`] for each address.
+    async fn cleanup(&self, client: &Client, addresses: &[Address]) {
+        for address in addresses {
+            let _ = client.delete(address).await;
+        }
+    }
+
+    /// Puts something into the queue that the adapter cannot decode, by the broker's own means.
+    ///
+    /// # Errors
+    /// When the broker refuses it.
+    async fn inject_undecodable(&self, _queue: &Address) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+
+    /// Stops the broker and starts it again with what it had stored; returns when it takes connections.
+    ///
+    /// # Errors
+    /// When the broker does not come back.
+    async fn restart(&self) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+
+    /// Has the broker, or something between, cut every connection. New ones work.
+    ///
+    /// # Errors
+    /// When it cannot be done now.
+    async fn disconnect(&self) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+
+    /// Freezes the broker (`true`) or lets it go on: connections stay, nothing moves.
+    ///
+    /// # Errors
+    /// When it cannot be done now.
+    async fn freeze(&self, _frozen: bool) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+}
+
+#[async_trait]
+impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn drivers(&self) -> &[Driver] {
+        (**self).drivers()
+    }
+
+    fn variable(&self) -> &str {
+        (**self).variable()
+    }
+
+    fn url(&self) -> Option<String> {
+        (**self).url()
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        (**self).connect().await
+    }
+
+    fn suffix(&self) -> &str {
+        (**self).suffix()
+    }
+
+    fn address(&self, unique: &str) -> String {
+        (**self).address(unique)
+    }
+
+    fn threads(&self) -> usize {
+        (**self).threads()
+    }
+
+    async fn cleanup(&self, client: &Client, addresses: &[Address]) {
+        (**self).cleanup(client, addresses).await;
+    }
+
+    async fn inject_undecodable(&self, queue: &Address) -> Result<Fault> {
+        (**self).inject_undecodable(queue).await
+    }
+
+    async fn restart(&self) -> Result<Fault> {
+        (**self).restart().await
+    }
+
+    async fn disconnect(&self) -> Result<Fault> {
+        (**self).disconnect().await
+    }
+
+    async fn freeze(&self, frozen: bool) -> Result<Fault> {
+        (**self).freeze(frozen).await
+    }
+}

@@ -1,0 +1,291 @@
+//! Layers: one that passes everything through, and a harness that runs the suite through a layer.
+
+use std::any::Any;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use super::harness::{Fault, Harness};
+use crate::address::{Address, Source};
+use crate::broker::{Broker, BrokerLayer, CloseReport, ConsumerOptions, Driver, ProducerOptions, Stats};
+use crate::capability::Capabilities;
+use crate::client::Client;
+use crate::completion::Completion;
+use crate::consumer::{AckReport, AckToken, Answer, Consumer, Received, Settled};
+use crate::error::Result;
+use crate::event::Health;
+use crate::message::Message;
+use crate::producer::Producer;
+use crate::topology::Topology;
+
+/// A layer that passes everything through, as the pattern to write others by: it overrides every method, so that none
+/// falls back to a default.
+///
+/// What the suite proves of a driver it must prove through this layer too, with [`Layered`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PassThrough;
+
+impl BrokerLayer for PassThrough {
+    fn layer(&self, inner: Arc<dyn Broker>) -> Arc<dyn Broker> {
+        Interpose::default().layer(inner)
+    }
+}
+
+type Wrap<T> = Arc<dyn Fn(Arc<T>) -> Arc<T> + Send + Sync>;
+
+/// A layer that puts something between the handles and the producers or consumers of a broker, and passes the rest
+/// through: for tests that need a fault at a certain place.
+///
+/// ```
+/// use queue_core::conformance::Interpose;
+///
+/// let layer = Interpose::default().producers(|producer| {
+///     println!("opened {producer:?}");
+///     producer
+/// });
+/// # let _ = layer;
+/// ```
+#[derive(Clone)]
+pub struct Interpose {
+    producer: Wrap<dyn Producer>,
+    consumer: Wrap<dyn Consumer>,
+}
+
+impl Default for Interpose {
+    fn default() -> Self {
+        Self {
+            producer: Arc::new(|inner| Arc::new(PassProducer(inner))),
+            consumer: Arc::new(|inner| Arc::new(PassConsumer(inner))),
+        }
+    }
+}
+
+impl Interpose {
+    /// Puts something in front of every producer.
+    #[must_use]
+    pub fn producers(mut self, wrap: impl Fn(Arc<dyn Producer>) -> Arc<dyn Producer> + Send + Sync + 'static) -> Self {
+        self.producer = Arc::new(wrap);
+        self
+    }
+
+    /// Puts something in front of every consumer.
+    #[must_use]
+    pub fn consumers(mut self, wrap: impl Fn(Arc<dyn Consumer>) -> Arc<dyn Consumer> + Send + Sync + 'static) -> Self {
+        self.consumer = Arc::new(wrap);
+        self
+    }
+}
+
+impl fmt::Debug for Interpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Interpose")
+    }
+}
+
+impl BrokerLayer for Interpose {
+    fn layer(&self, inner: Arc<dyn Broker>) -> Arc<dyn Broker> {
+        Arc::new(PassBroker { inner, wrap: self.clone() })
+    }
+}
+
+#[derive(Debug)]
+struct PassBroker {
+    inner: Arc<dyn Broker>,
+    wrap: Interpose,
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Broker for PassBroker {
+    fn capabilities(&self) -> Arc<Capabilities> {
+        self.inner.capabilities()
+    }
+
+    async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
+        Ok((self.wrap.producer)(self.inner.producer(to, options).await?))
+    }
+
+    async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
+        Ok((self.wrap.consumer)(self.inner.consumer(from, options).await?))
+    }
+
+    async fn declare(&self, topology: &Topology) -> Result<()> {
+        self.inner.declare(topology).await
+    }
+
+    async fn verify(&self, topology: &Topology) -> Result<()> {
+        self.inner.verify(topology).await
+    }
+
+    async fn delete(&self, address: &Address) -> Result<()> {
+        self.inner.delete(address).await
+    }
+
+    async fn purge(&self, address: &Address) -> Result<()> {
+        self.inner.purge(address).await
+    }
+
+    async fn stats(&self, source: &Source) -> Result<Stats> {
+        self.inner.stats(source).await
+    }
+
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.inner.ping().await
+    }
+
+    fn native(&self) -> &(dyn Any + Send + Sync) {
+        self.inner.native()
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        self.inner.close(deadline).await
+    }
+}
+
+#[derive(Debug)]
+struct PassProducer(Arc<dyn Producer>);
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Producer for PassProducer {
+    fn capabilities(&self) -> Arc<Capabilities> {
+        self.0.capabilities()
+    }
+
+    fn send(&self, batch: Vec<Message>, done: Completion) {
+        self.0.send(batch, done);
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        self.0.close(deadline).await
+    }
+}
+
+#[derive(Debug)]
+struct PassConsumer(Arc<dyn Consumer>);
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Consumer for PassConsumer {
+    fn capabilities(&self) -> Arc<Capabilities> {
+        self.0.capabilities()
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, max: NonZeroUsize, into: &mut Vec<Received>) -> Poll<Result<()>> {
+        self.0.poll_receive(cx, max, into)
+    }
+
+    fn ack(&self, tokens: &[AckToken]) -> AckReport {
+        self.0.ack(tokens)
+    }
+
+    fn settle(&self, answers: Vec<Answer>) -> Settled {
+        self.0.settle(answers)
+    }
+
+    fn holds(&self, token: AckToken) -> bool {
+        self.0.holds(token)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.0.flush().await
+    }
+
+    fn set_paused(&self, paused: bool) {
+        self.0.set_paused(paused);
+    }
+
+    async fn stop(&self) {
+        self.0.stop().await;
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        self.0.close(deadline).await
+    }
+}
+
+/// A harness whose clients go through a layer.
+pub struct Layered<H, L> {
+    name: String,
+    inner: H,
+    layer: L,
+}
+
+impl<H: Harness, L: BrokerLayer + 'static> Layered<H, L> {
+    /// Runs `inner` through `layer`; results show under `<name>+<layer>`.
+    #[must_use]
+    pub fn new(inner: H, layer: L) -> Self {
+        let shown = format!("{layer:?}");
+        let kind = shown.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default().to_lowercase();
+        Self { name: format!("{}+{kind}", inner.name()), inner, layer }
+    }
+}
+
+impl<H: Harness, L: BrokerLayer> fmt::Debug for Layered<H, L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Layered").field("name", &self.name).field("layer", &self.layer).finish_non_exhaustive()
+    }
+}
+
+#[async_trait]
+impl<H: Harness, L: BrokerLayer + 'static> Harness for Layered<H, L> {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn drivers(&self) -> &[Driver] {
+        self.inner.drivers()
+    }
+
+    fn variable(&self) -> &str {
+        self.inner.variable()
+    }
+
+    fn url(&self) -> Option<String> {
+        self.inner.url()
+    }
+
+    async fn connect(&self) -> Result<Client> {
+        Ok(self.inner.connect().await?.layer(&self.layer))
+    }
+
+    fn suffix(&self) -> &str {
+        self.inner.suffix()
+    }
+
+    fn address(&self, unique: &str) -> String {
+        self.inner.address(unique)
+    }
+
+    fn threads(&self) -> usize {
+        self.inner.threads()
+    }
+
+    async fn cleanup(&self, client: &Client, addresses: &[Address]) {
+        self.inner.cleanup(client, addresses).await;
+    }
+
+    async fn inject_undecodable(&self, queue: &Address) -> Result<Fault> {
+        self.inner.inject_undecodable(queue).await
+    }
+
+    async fn restart(&self) -> Result<Fault> {
+        self.inner.restart().await
+    }
+
+    async fn disconnect(&self) -> Result<Fault> {
+        self.inner.disconnect().await
+    }
+
+    async fn freeze(&self, frozen: bool) -> Result<Fault> {
+        self.inner.freeze(frozen).await
+    }
+}

@@ -1,0 +1,473 @@
+//! Messages that were handed out, and their answers.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep_until};
+
+use crate::consumer::{Answer, Position, Received};
+use crate::dead_letter::Reason;
+use crate::error::{Error, ErrorKind, Result};
+use crate::inbox::{Held, Inbox, Run};
+use crate::lease::Fetch;
+use crate::message::Message;
+
+/// What came of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Answered {
+    /// The answer is recorded and goes to the broker behind the scenes.
+    Accepted,
+    /// The message was no longer this receiver's: its lease ran out or its connection is gone. Nothing was touched;
+    /// the message comes again.
+    LeaseLost,
+    /// The delay is longer than this address can; the message comes again after the default backoff instead.
+    Unsupported,
+}
+
+/// How long a message may still be worked on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Extended {
+    /// Until this moment; renewed by the library meanwhile, up to `max_handler_time`.
+    Until(Instant),
+    /// As long as the connection lives.
+    WhileConnected,
+}
+
+/// A message that was handed out and waits for its answer.
+///
+/// Each answer takes the delivery, so that answering twice does not compile. Dropped without an answer, it is retried
+/// with the default backoff, counted as a failed attempt. Answers never block, and may be given anywhere: in another
+/// task, on another thread, outside the runtime.
+///
+/// ```
+/// # use queue_core::{Client, memory};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> queue_core::Result<()> {
+/// # let client = Client::connect_with("memory://", &[memory::DRIVER]).await?;
+/// # client.sender("orders").await?.send("hello").await?;
+/// let mut inbox = client.receiver("orders").await?;
+/// let delivery = inbox.receive().await?;
+/// match delivery.text() {
+///     Some("hello") => delivery.ack(),
+///     _ => delivery.reject("not a greeting"),
+/// };
+/// # Ok(())
+/// # }
+/// ```
+#[must_use = "dropped without an answer, the message is retried"]
+pub struct Delivery(Ticket);
+
+/// What answers a message that was taken apart by [`Delivery::split`].
+#[must_use = "dropped without an answer, the message is retried"]
+pub struct Ticket {
+    /// `None` once answered.
+    held: Option<Held>,
+}
+
+impl Ticket {
+    pub(crate) fn new(held: Held) -> Self {
+        Self { held: Some(held) }
+    }
+
+    fn answer(mut self, answer: impl FnOnce(&Arc<Inbox>, Held) -> Answered) -> Answered {
+        match self.held.take() {
+            Some(held) => {
+                let inbox = held.fetch.inbox.clone();
+                answer(&inbox, held)
+            }
+            None => Answered::LeaseLost,
+        }
+    }
+
+    /// The message is done and does not come again.
+    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
+    pub fn ack(mut self) -> Answered {
+        match self.held.take() {
+            Some(held) => held.fetch.inbox.ack(&held),
+            None => Answered::LeaseLost,
+        }
+    }
+
+    /// The message failed and comes again after the default backoff, with the next attempt; after `max_deliveries`
+    /// attempts it goes to the dead letters.
+    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
+    pub fn retry(self) -> Answered {
+        self.answer(|inbox, held| inbox.retry(held, None, "failed"))
+    }
+
+    /// As [`retry`](Self::retry), after this delay at the earliest.
+    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
+    pub fn retry_after(self, delay: Duration) -> Answered {
+        self.answer(|inbox, held| inbox.retry(held, Some(delay), "failed"))
+    }
+
+    /// The message can never be processed: it goes to the dead letters with this reason and its causes.
+    pub fn reject(self, reason: impl Into<Box<dyn StdError + Send + Sync>>) -> Answered {
+        let reason = Reason::new(&*reason.into());
+        self.answer(|inbox, held| inbox.dead_letter(held, reason))
+    }
+
+    /// Gives the message back for another receiver, at once, and not counted as an attempt where the broker can tell.
+    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
+    pub fn release(self) -> Answered {
+        self.answer(|inbox, held| inbox.release(held))
+    }
+
+    /// As [`ack`](Self::ack), and waits until the broker has it as far as the protocol can tell.
+    ///
+    /// # Errors
+    /// The broker refused the answer, or could not be asked: the message may come again.
+    ///
+    /// # Cancel safety
+    /// Dropped, the ack goes out all the same.
+    pub async fn ack_confirmed(self) -> Result<Answered> {
+        let Some(inbox) = self.held.as_ref().map(|held| held.fetch.inbox.clone()) else {
+            return Ok(Answered::LeaseLost);
+        };
+        let answered = self.ack();
+        if answered == Answered::Accepted {
+            inbox.flush().await?;
+        }
+        Ok(answered)
+    }
+
+    /// Keeps the message for at least this long from now. The library renews leases by itself up to
+    /// `max_handler_time`; this is for work that takes longer.
+    ///
+    /// # Errors
+    /// `LeaseLost` when the message is no longer ours; `Unsupported` when it is longer than the broker's longest
+    /// lease; what the broker answers.
+    pub async fn extend(&self, by: Duration) -> Result<Extended> {
+        let lost = || Error::new(ErrorKind::LeaseLost, "the message is no longer ours").with_operation("extend");
+        let held = self.held.as_ref().ok_or_else(lost)?;
+        let inbox = &held.fetch.inbox;
+        let Some(most) = inbox.capabilities.max_lease else {
+            return if inbox.consumer.holds(held.token) { Ok(Extended::WhileConnected) } else { Err(lost()) };
+        };
+        if by > most {
+            return Err(Error::unsupported("the lease would be longer than this broker's longest")
+                .with_operation("extend")
+                .with_context("limit", format!("{most:?}")));
+        }
+        let until = Instant::now() + by;
+        let settled = inbox.consumer.settle(vec![Answer::Extend(held.token, by)]);
+        if !settled.stale.is_empty() {
+            return Err(lost());
+        }
+        if let Some(pending) = settled.pending
+            && let Some((_, error)) = pending.await.into_iter().next()
+        {
+            return Err(error.with_operation("extend"));
+        }
+        held.fetch.set_until(until);
+        Ok(Extended::Until(until))
+    }
+
+    /// Resolves when the message is no longer ours while the work on it still runs. Cancel safe.
+    pub async fn lost(&self) {
+        let Some(held) = &self.held else { return };
+        let inbox = &held.fetch.inbox;
+        let mut events = inbox.client.events.listen();
+        while inbox.consumer.holds(held.token) {
+            match held.fetch.until() {
+                Some(until) => tokio::select! {
+                    _ = events.next() => {}
+                    () = sleep_until(until.max(Instant::now() + Duration::from_millis(10))) => {}
+                },
+                None => drop(events.next().await),
+            }
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(held) = self.held.take() {
+            let inbox = held.fetch.inbox.clone();
+            inbox.dropped(held);
+        }
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut s = f.debug_struct("Ticket");
+        if let Some(held) = &self.held {
+            s.field("attempt", &held.attempt).field("position", &held.position);
+        }
+        s.finish_non_exhaustive()
+    }
+}
+
+/// What a deref shows of a delivery that was answered: nothing can reach it.
+fn nothing() -> &'static Message {
+    static NOTHING: std::sync::LazyLock<Message> = std::sync::LazyLock::new(Message::default);
+    &NOTHING
+}
+
+macro_rules! answers {
+    ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*);)*) => {$(
+        $(#[$doc])*
+        #[allow(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
+        pub fn $name(self, $($arg: $type),*) -> Answered {
+            self.0.$name($($arg),*)
+        }
+    )*};
+}
+
+impl Delivery {
+    pub(crate) fn new(held: Held) -> Self {
+        Self(Ticket::new(held))
+    }
+
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> &Message {
+        match &self.0.held {
+            Some(held) => &held.message,
+            None => nothing(),
+        }
+    }
+
+    /// Which attempt this is, from 1 on.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.held.as_ref().map_or(1, |h| h.attempt)
+    }
+
+    /// Where the message stood.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.0.held.as_ref().map_or_else(Position::default, |h| h.position)
+    }
+
+    /// When the lease ends unless it is renewed; `None` where it is held while connected.
+    #[must_use]
+    pub fn lease(&self) -> Option<Instant> {
+        self.0.held.as_ref()?.fetch.until()
+    }
+
+    /// Takes message and answer apart; the payload stays shared.
+    pub fn split(self) -> (Message, Ticket) {
+        (self.message().clone(), self.0)
+    }
+
+    answers! {
+        /// The message is done and does not come again.
+        ack();
+        /// The message failed and comes again after the default backoff, with the next attempt; after
+        /// `max_deliveries` attempts it goes to the dead letters.
+        retry();
+        /// As [`retry`](Self::retry), after this delay at the earliest.
+        retry_after(delay: Duration);
+        /// Gives the message back for another receiver, at once, and not counted as an attempt where the broker can
+        /// tell.
+        release();
+    }
+
+    /// The message can never be processed: it goes to the dead letters with this reason and its causes.
+    pub fn reject(self, reason: impl Into<Box<dyn StdError + Send + Sync>>) -> Answered {
+        self.0.reject(reason)
+    }
+
+    /// As [`ack`](Self::ack), and waits until the broker has it as far as the protocol can tell.
+    ///
+    /// # Errors
+    /// The broker refused the answer, or could not be asked: the message may come again.
+    ///
+    /// # Cancel safety
+    /// Dropped, the ack goes out all the same.
+    pub async fn ack_confirmed(self) -> Result<Answered> {
+        self.0.ack_confirmed().await
+    }
+
+    /// Keeps the message for at least this long from now; see [`Ticket::extend`].
+    ///
+    /// # Errors
+    /// As [`Ticket::extend`].
+    pub async fn extend(&self, by: Duration) -> Result<Extended> {
+        self.0.extend(by).await
+    }
+
+    /// Resolves when the message is no longer ours while the work on it still runs. Cancel safe.
+    pub async fn lost(&self) {
+        self.0.lost().await;
+    }
+}
+
+impl Deref for Delivery {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        self.message()
+    }
+}
+
+impl fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Delivery")
+            .field("message", self.message())
+            .field("attempt", &self.attempt())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Messages that were handed out together and share one handle.
+///
+/// [`ack`](Self::ack) answers all; iterating by value gives deliveries that are answered one by one. Dropped, those
+/// left are retried.
+#[must_use = "dropped without an answer, the messages are retried"]
+pub struct Batch {
+    fetch: Option<Arc<Fetch>>,
+    first: u32,
+    items: Vec<Received>,
+}
+
+impl Batch {
+    pub(crate) fn new(run: Run) -> Self {
+        Self { fetch: Some(run.fetch), first: run.next, items: run.items.collect() }
+    }
+
+    pub(crate) fn part(fetch: Arc<Fetch>, first: u32, items: Vec<Received>) -> Self {
+        Self { fetch: Some(fetch), first, items }
+    }
+
+    pub(crate) fn empty() -> Self {
+        Self { fetch: None, first: 0, items: Vec::new() }
+    }
+
+    /// How many messages there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
+
+    /// The messages in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = BatchItem<'_>> + '_ {
+        self.items.iter().map(BatchItem)
+    }
+
+    /// All messages are done and do not come again. `LeaseLost` when at least one was no longer ours.
+    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
+    pub fn ack(mut self) -> Answered {
+        let Some(fetch) = self.fetch.take() else { return Answered::Accepted };
+        let items = std::mem::take(&mut self.items);
+        fetch.inbox.ack_batch(&fetch, self.first, items)
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        if let Some(fetch) = self.fetch.take() {
+            let items = std::mem::take(&mut self.items);
+            drop(Deliveries { fetch, next: self.first, items: items.into_iter() });
+        }
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Batch").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl IntoIterator for Batch {
+    type Item = Delivery;
+    type IntoIter = BatchIntoIter;
+
+    fn into_iter(mut self) -> BatchIntoIter {
+        let items = std::mem::take(&mut self.items).into_iter();
+        BatchIntoIter(self.fetch.take().map(|fetch| Deliveries { fetch, next: self.first, items }))
+    }
+}
+
+/// The deliveries of a batch.
+#[derive(Debug)]
+pub struct BatchIntoIter(Option<Deliveries>);
+
+impl Iterator for BatchIntoIter {
+    type Item = Delivery;
+
+    fn next(&mut self) -> Option<Delivery> {
+        self.0.as_mut()?.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.0.as_ref().map_or(0, |d| d.items.len());
+        (left, Some(left))
+    }
+}
+
+#[derive(Debug)]
+struct Deliveries {
+    fetch: Arc<Fetch>,
+    next: u32,
+    items: std::vec::IntoIter<Received>,
+}
+
+impl Deliveries {
+    fn next(&mut self) -> Option<Delivery> {
+        let item = self.items.next()?;
+        let held = hold(&self.fetch, self.next, item);
+        self.next += 1;
+        Some(Delivery::new(held))
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        // Each is dropped as a delivery of its own: counted and retried.
+        while let Some(delivery) = self.next() {
+            drop(delivery);
+        }
+    }
+}
+
+/// The message with all that answers it. Undecodable ones never get this far.
+pub(crate) fn hold(fetch: &Arc<Fetch>, index: u32, item: Received) -> Held {
+    let Received { message, token, attempt, position, .. } = item;
+    Held { fetch: fetch.clone(), index, token, attempt, position, message: message.unwrap_or_default() }
+}
+
+/// A message of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct BatchItem<'a>(&'a Received);
+
+impl<'a> BatchItem<'a> {
+    /// The message.
+    #[must_use]
+    pub fn message(&self) -> &'a Message {
+        self.0.message.as_ref().unwrap_or_else(|_| nothing())
+    }
+
+    /// Which attempt this is, from 1 on.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.0.attempt
+    }
+
+    /// Where the message stood.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.0.position
+    }
+}
+
+impl Deref for BatchItem<'_> {
+    type Target = Message;
+
+    fn deref(&self) -> &Message {
+        self.message()
+    }
+}

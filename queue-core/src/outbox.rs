@@ -1,0 +1,537 @@
+//! What stands between a sender and a producer: window, coalescing, deadline, and retry of sends.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::{Notify, Semaphore};
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use crate::address::Address;
+use crate::broker::CloseReport;
+use crate::capability::Capabilities;
+use crate::completion::{Block, Completion, Owner, Resend, SlotRef};
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::event::Events;
+use crate::headers::RESERVED_PREFIX;
+use crate::message::Message;
+use crate::producer::Producer;
+use crate::sender::{OnUnknown, SenderConfig, named};
+
+/// Single sends that are handed over together at most.
+const COALESCE: usize = 256;
+/// First pause before a failed message is sent again; doubles up to [`RETRY_MAX`].
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(1);
+
+/// Sends to one address on behalf of any number of callers.
+pub(crate) struct Outbox {
+    address: Address,
+    producer: Arc<dyn Producer>,
+    capabilities: Arc<Capabilities>,
+    config: SenderConfig,
+    events: Events,
+    /// Permits are bytes; a message takes at least `unit` of them, so that count and bytes are bounded at once.
+    window: Semaphore,
+    unit: usize,
+    state: Mutex<State>,
+    /// Held while pending messages are handed over, so that none overtakes. Never taken inside `state`: a producer
+    /// may fail messages, and so come back here, before its `send` returns.
+    handing: Mutex<()>,
+    /// Wakes the task.
+    work: Notify,
+    /// Wakes whoever flushes.
+    progress: Notify,
+    flushing: AtomicUsize,
+    closed: AtomicBool,
+    abandoned: AtomicBool,
+    /// Whether the library's own headers may be sent (dead letters, retry copies).
+    internal: bool,
+}
+
+#[derive(Default)]
+struct State {
+    pending: Vec<(Message, SlotRef)>,
+    pending_due: Option<Instant>,
+    retries: Vec<(Instant, Resend)>,
+    /// Blocks without all verdicts, by deadline.
+    in_flight: VecDeque<Arc<Block>>,
+    /// When the task wakes by itself.
+    armed: Option<Instant>,
+}
+
+impl State {
+    fn next_due(&self) -> Option<Instant> {
+        let retry = self.retries.iter().map(|(due, _)| *due).min();
+        let expiry = self.in_flight.front().map(|b| b.deadline());
+        [self.pending_due, retry, expiry].into_iter().flatten().min()
+    }
+}
+
+impl fmt::Debug for Outbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbox").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+impl Outbox {
+    /// Starts an outbox with its task; the task ends after [`abandon`](Self::abandon) or [`close`](Self::close), when
+    /// nothing is in flight any more.
+    pub(crate) fn start(
+        address: Address,
+        producer: Arc<dyn Producer>,
+        config: SenderConfig,
+        events: Events,
+    ) -> Arc<Self> {
+        Self::spawn(address, producer, config, events, false)
+    }
+
+    /// As [`start`](Self::start), for copies that the library makes itself.
+    pub(crate) fn start_internal(
+        address: Address,
+        producer: Arc<dyn Producer>,
+        config: SenderConfig,
+        events: Events,
+    ) -> Arc<Self> {
+        Self::spawn(address, producer, config, events, true)
+    }
+
+    fn spawn(
+        address: Address,
+        producer: Arc<dyn Producer>,
+        config: SenderConfig,
+        events: Events,
+        internal: bool,
+    ) -> Arc<Self> {
+        let bytes = config.window_bytes.clamp(1, u32::MAX as usize);
+        let outbox = Arc::new(Self {
+            address,
+            capabilities: producer.capabilities(),
+            producer,
+            window: Semaphore::new(bytes),
+            unit: (bytes / config.window.max(1)).max(1),
+            config: SenderConfig { window_bytes: bytes, ..config },
+            events,
+            state: Mutex::default(),
+            handing: Mutex::new(()),
+            work: Notify::new(),
+            progress: Notify::new(),
+            flushing: AtomicUsize::new(0),
+            closed: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            internal,
+        });
+        tokio::spawn(run(outbox.clone()));
+        outbox
+    }
+
+    pub(crate) fn address(&self) -> &Address {
+        &self.address
+    }
+
+    pub(crate) fn capabilities(&self) -> &Arc<Capabilities> {
+        &self.capabilities
+    }
+
+    /// No handle is left: the task ends when what is in flight is done.
+    pub(crate) fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
+        self.work.notify_one();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    /// What can be known to be wrong before anything is sent.
+    fn check(&self, message: &Message, size: usize) -> Result<()> {
+        let c = &*self.capabilities;
+        let fail = |error: Error| Err(named(error, &self.address));
+        let over = |what: &str, limit: usize, actual: usize| {
+            Error::new(ErrorKind::TooLarge, format!("the {what} over the limit"))
+                .with_context("limit", limit)
+                .with_context("actual", actual)
+        };
+        if size > c.max_message_bytes {
+            return fail(over("message is", c.max_message_bytes, size));
+        }
+        let headers = message.headers();
+        if !headers.is_empty() {
+            if headers.len() > c.max_headers {
+                return fail(over("number of headers is", c.max_headers, headers.len()));
+            }
+            if !self.internal
+                && let Some((name, _)) = headers.iter().find(|(n, _)| n.starts_with(RESERVED_PREFIX))
+            {
+                let why = "header names that start with `anyqueue-` are the library's own";
+                return fail(Error::new(ErrorKind::InvalidInput, why).with_context("header", name));
+            }
+        }
+        if message.is_plain() {
+            return Ok(());
+        }
+        let lacks = |what: &'static str| fail(Error::unsupported(what));
+        let too_long = |what: &'static str, limit: Duration, actual: Duration| {
+            let error = Error::unsupported(what);
+            fail(error.with_context("limit", format!("{limit:?}")).with_context("actual", format!("{actual:?}")))
+        };
+        if let Some(delay) = message.get_delay().filter(|d| !d.is_zero()) {
+            if !c.delayed_send {
+                return lacks("this address cannot delay a message");
+            }
+            if delay > c.max_delay {
+                return too_long("the delay is longer than this address can", c.max_delay, delay);
+            }
+        }
+        if let Some(ttl) = message.get_ttl() {
+            if !c.ttl {
+                return lacks("this address cannot expire a message");
+            }
+            if ttl > c.max_ttl {
+                return too_long("the time to live is longer than this address can", c.max_ttl, ttl);
+            }
+        }
+        if message.get_priority().is_some_and(|p| p > 0) && !c.priority {
+            return lacks("this address has no priorities");
+        }
+        if message.is_tombstone() && !c.tombstones {
+            return lacks("this address has no tombstones");
+        }
+        Ok(())
+    }
+
+    fn cost(&self, size: usize) -> usize {
+        size.clamp(self.unit, self.config.window_bytes)
+    }
+
+    async fn room(&self, cost: usize, deadline: Instant) -> Result<()> {
+        let permits = u32::try_from(cost).unwrap_or(u32::MAX);
+        let permit = match self.window.try_acquire_many(permits) {
+            Ok(permit) => permit,
+            Err(_) => match timeout_at(deadline, self.window.acquire_many(permits)).await {
+                Ok(Ok(permit)) => permit,
+                Ok(Err(_)) => return Err(Error::closed("sender")),
+                Err(_) => {
+                    let why = "no room in the window before the deadline: the broker is slow or out of reach";
+                    return Err(Error::new(ErrorKind::Timeout, why));
+                }
+            },
+        };
+        permit.forget();
+        if self.is_closed() {
+            self.window.add_permits(cost);
+            return Err(Error::closed("sender"));
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn submit(self: &Arc<Self>, message: Message) -> Result<Arc<Block>> {
+        if self.is_closed() {
+            return Err(named(Error::closed("sender"), &self.address));
+        }
+        let size = message.size();
+        self.check(&message, size)?;
+        let deadline = Instant::now() + self.config.deadline;
+        let cost = self.cost(size);
+        self.room(cost, deadline).await.map_err(|e| named(e, &self.address))?;
+        let block = Block::new(1, cost, deadline, Some(self.clone()));
+        if self.capabilities.per_request && !self.config.linger.is_zero() {
+            self.coalesce(message, &block);
+        } else {
+            self.producer.send(vec![message], Completion::whole(&block));
+            self.watch(&block);
+        }
+        Ok(block)
+    }
+
+    fn coalesce(&self, message: Message, block: &Arc<Block>) {
+        let mut state = self.state.lock();
+        state.pending.push((message, block.slot_ref(0)));
+        if state.pending_due.is_none() {
+            state.pending_due = Some(Instant::now() + self.config.linger);
+        }
+        let full = state.pending.len() >= COALESCE;
+        self.watch_locked(&mut state, block);
+        drop(state);
+        if full {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&self) {
+        let _handing = self.handing.lock();
+        let (messages, slots): (Vec<_>, Vec<_>) = {
+            let mut state = self.state.lock();
+            state.pending_due = None;
+            state.pending.drain(..).unzip()
+        };
+        if !messages.is_empty() {
+            self.producer.send(messages, Completion::slots(slots));
+        }
+    }
+
+    /// Sees to it that the block gets its verdicts by its deadline.
+    fn watch(&self, block: &Arc<Block>) {
+        if !block.is_done() {
+            self.watch_locked(&mut self.state.lock(), block);
+        }
+    }
+
+    fn watch_locked(&self, state: &mut State, block: &Arc<Block>) {
+        while state.in_flight.front().is_some_and(|b| b.is_done()) {
+            state.in_flight.pop_front();
+        }
+        if state.in_flight.len() > 2 * self.config.window.max(64) {
+            // One that is stuck must not keep those behind it in memory.
+            state.in_flight.retain(|b| !b.is_done());
+        }
+        state.in_flight.push_back(block.clone());
+        let due = state.next_due();
+        if state.armed.is_none_or(|armed| due.is_some_and(|due| due < armed)) {
+            self.work.notify_one();
+        }
+    }
+
+    pub(crate) async fn send_all(self: &Arc<Self>, mut messages: Vec<Message>) -> Arc<Block> {
+        let deadline = Instant::now() + self.config.deadline;
+        let len = messages.len();
+        let mut sizes = 0;
+        let mut refused = Vec::new();
+        for (index, message) in messages.iter().enumerate() {
+            let size = message.size();
+            sizes += size;
+            if let Err(error) = self.check(message, size) {
+                refused.push((index, error));
+            }
+        }
+        let cost = self.cost(sizes.div_ceil(len.max(1)));
+        let block = Block::new(len, cost, deadline, Some(self.clone()));
+        let most = self.capabilities.max_batch.min(self.config.window_bytes / cost).max(1);
+        let fits = len <= most && sizes <= self.capabilities.max_batch_bytes;
+        if self.is_closed() {
+            let error = named(Error::closed("sender"), &self.address);
+            (0..len).for_each(|index| block.refuse(index, error.clone()));
+        } else if fits && refused.is_empty() {
+            match self.room(cost * len, deadline).await {
+                Ok(()) if len > 0 => {
+                    self.producer.send(std::mem::take(&mut messages), Completion::whole(&block));
+                    self.watch(&block);
+                }
+                Ok(()) => {}
+                Err(error) => {
+                    let error = named(error, &self.address);
+                    (0..len).for_each(|index| block.refuse(index, error.clone()));
+                }
+            }
+        } else {
+            self.send_chunks(&block, messages, refused, cost, most).await;
+        }
+        block
+    }
+
+    async fn send_chunks(
+        &self,
+        block: &Arc<Block>,
+        messages: Vec<Message>,
+        refused: Vec<(usize, Error)>,
+        cost: usize,
+        most: usize,
+    ) {
+        let mut refused = refused.into_iter().peekable();
+        let mut messages = messages.into_iter().enumerate().peekable();
+        let mut watched = false;
+        while messages.peek().is_some() {
+            let (mut chunk, mut slots, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some((index, message)) = messages.peek() {
+                if let Some((_, error)) = refused.next_if(|(i, _)| i == index) {
+                    block.refuse(*index, error);
+                    messages.next();
+                    continue;
+                }
+                let size = message.size();
+                if chunk.len() >= most || (!chunk.is_empty() && bytes + size > self.capabilities.max_batch_bytes) {
+                    break;
+                }
+                bytes += size;
+                if let Some((index, message)) = messages.next() {
+                    slots.push(block.slot_ref(index));
+                    chunk.push(message);
+                }
+            }
+            if chunk.is_empty() {
+                continue;
+            }
+            if let Err(error) = self.room(cost * chunk.len(), block.deadline()).await {
+                let error = named(error, &self.address);
+                slots.iter().for_each(|slot| block.refuse(slot.index(), error.clone()));
+                continue;
+            }
+            self.producer.send(chunk, Completion::slots(slots));
+            if !watched {
+                self.watch(block);
+                watched = !block.is_done();
+            }
+        }
+    }
+
+    pub(crate) async fn flush(&self) -> Result<()> {
+        self.flushing.fetch_add(1, Ordering::AcqRel);
+        let guard = Decrement(&self.flushing);
+        self.hand_over();
+        let blocks: Vec<_> = self.state.lock().in_flight.iter().filter(|b| !b.is_done()).cloned().collect();
+        for block in blocks {
+            loop {
+                let progress = self.progress.notified();
+                if block.is_done() {
+                    break;
+                }
+                progress.await;
+            }
+        }
+        drop(guard);
+        if self.is_closed() { Err(Error::closed("sender")) } else { Ok(()) }
+    }
+
+    pub(crate) async fn close(&self, deadline: Instant) -> CloseReport {
+        let mut report = CloseReport::default();
+        if !self.closed.swap(true, Ordering::AcqRel) {
+            // Those that wait for room are told at once; what is in flight is waited for.
+            self.window.close();
+            let _ = timeout_at(deadline, self.flush()).await;
+            let (left, retries) = {
+                let mut state = self.state.lock();
+                (std::mem::take(&mut state.in_flight), std::mem::take(&mut state.retries))
+            };
+            for (_, item) in retries {
+                item.slot.give_up(item.error);
+            }
+            let why = "the sender was closed before the broker answered";
+            let error = Error::new(ErrorKind::Closed, why).with_outcome(Outcome::Unknown);
+            let error = named(error, &self.address);
+            report.unconfirmed = left.iter().map(|b| b.expire(&error)).sum();
+            report.merge(self.producer.close(deadline).await);
+            self.work.notify_one();
+        }
+        report
+    }
+
+    /// Everything that is due now; answers when to look again, and whether anything is left at all.
+    fn tick(&self) -> (Option<Instant>, bool) {
+        let now = Instant::now();
+        let linger_over = self.state.lock().pending_due.is_some_and(|due| due <= now);
+        if linger_over {
+            self.hand_over();
+        }
+        let mut state = self.state.lock();
+        let (due, later) = std::mem::take(&mut state.retries).into_iter().partition(|(due, _)| *due <= now);
+        state.retries = later;
+        let mut expired = Vec::new();
+        while state.in_flight.front().is_some_and(|b| b.deadline() <= now || b.is_done()) {
+            expired.extend(state.in_flight.pop_front());
+        }
+        drop(state);
+        self.resend(due, now);
+        for block in expired {
+            let why = "the broker did not answer before the deadline";
+            let error = Error::new(ErrorKind::Timeout, why).with_outcome(Outcome::Unknown);
+            block.expire(&named(error, &self.address));
+        }
+        let mut state = self.state.lock();
+        state.armed = state.next_due();
+        let idle = state.pending.is_empty() && state.retries.is_empty() && state.in_flight.is_empty();
+        (state.armed, idle)
+    }
+
+    fn resend(&self, due: Vec<(Instant, Resend)>, now: Instant) {
+        let (mut messages, mut slots) = (Vec::new(), Vec::new());
+        for (_, item) in due {
+            if item.slot.deadline() <= now {
+                item.slot.give_up(item.error.with_context("deadline", format!("{:?}", self.config.deadline)));
+            } else if let Some(slot) = item.slot.again() {
+                messages.push(item.message);
+                slots.push(slot);
+            }
+        }
+        // In parts that the producer takes.
+        while !messages.is_empty() {
+            let mut bytes = 0;
+            let mut part = messages
+                .iter()
+                .take_while(|m| {
+                    bytes += m.size();
+                    bytes <= self.capabilities.max_batch_bytes
+                })
+                .count();
+            part = part.clamp(1, self.capabilities.max_batch.max(1)).min(messages.len());
+            let rest = (messages.split_off(part), slots.split_off(part));
+            let head = (std::mem::replace(&mut messages, rest.0), std::mem::replace(&mut slots, rest.1));
+            self.producer.send(head.0, Completion::slots(head.1));
+        }
+    }
+}
+
+async fn run(outbox: Arc<Outbox>) {
+    loop {
+        let (next, idle) = outbox.tick();
+        let over = outbox.abandoned.load(Ordering::Acquire) || outbox.is_closed();
+        if over && idle {
+            if !outbox.is_closed() {
+                // Nobody is left to close it; nothing is in flight, so there is nothing to wait for.
+                outbox.closed.store(true, Ordering::Release);
+                outbox.producer.close(Instant::now() + Duration::from_secs(1)).await;
+            }
+            return;
+        }
+        match next {
+            Some(at) => tokio::select! { () = sleep_until(at) => {}, () = outbox.work.notified() => {} },
+            None => outbox.work.notified().await,
+        }
+    }
+}
+
+impl Owner for Outbox {
+    fn retries(&self, error: &Error, deadline: Instant) -> bool {
+        let again = match error.outcome() {
+            Outcome::NotSent => error.is_retryable(),
+            Outcome::Unknown => self.config.on_unknown == OnUnknown::Retry,
+            Outcome::Rejected => false,
+        };
+        again && !self.is_closed() && Instant::now() < deadline
+    }
+
+    fn resend(&self, item: Resend) {
+        let factor = 1 << item.slot.tries().min(10);
+        let pause = (RETRY_MIN * factor).min(RETRY_MAX).mul_f64(0.75 + 0.5 * fastrand::f64());
+        let due = (Instant::now() + pause).min(item.slot.deadline());
+        tracing::debug!(address = %self.address, error = %item.error, ?pause, "a message is sent again");
+        let mut state = self.state.lock();
+        state.retries.push((due, item));
+        if state.armed.is_none_or(|armed| due < armed) {
+            self.work.notify_one();
+        }
+    }
+
+    fn release(&self, cost: usize) {
+        self.window.add_permits(cost);
+        if self.flushing.load(Ordering::Acquire) > 0 {
+            self.progress.notify_waiters();
+        }
+    }
+}
+
+struct Decrement<'a>(&'a AtomicUsize);
+
+impl Drop for Decrement<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Drop for Outbox {
+    fn drop(&mut self) {
+        self.events.set_problem(&format!("send {}", self.address), None);
+    }
+}

@@ -1,0 +1,48 @@
+//! The handles over the memory broker.
+
+use std::time::Duration;
+
+use queue_core::{Answered, Client, Message, memory};
+
+async fn client(url: &str) -> Client {
+    Client::connect_with(url, &[memory::DRIVER]).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_message_goes_round() {
+    let client = client("memory://").await;
+    let sender = client.sender("orders").await.unwrap();
+    sender.send(Message::new("hello").header("tenant", "acme")).await.unwrap();
+    sender.send_batch(["a", "b"]).await.unwrap();
+    let mut inbox = client.receiver("orders").await.unwrap();
+    let first = inbox.receive().await.unwrap();
+    assert_eq!(first.text(), Some("hello"));
+    assert_eq!(first.ack(), Answered::Accepted);
+    let batch = inbox.receive_batch(10).await.unwrap();
+    assert_eq!(batch.len(), 2);
+    batch.ack();
+    let report = client.close(Duration::from_secs(1)).await;
+    assert!(report.is_clean(), "{report:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_comes_again_and_a_reject_is_dead_lettered() {
+    for profile in ["memory", "amqp", "kafka", "sqs"] {
+        let client = client(&format!("memory://?profile={profile}")).await;
+        client.sender("orders").await.unwrap().send("x").await.unwrap();
+        let mut inbox = client.receiver("orders").await.unwrap();
+        let first = inbox.receive().await.unwrap();
+        assert_eq!(first.attempt(), 1);
+        let started = tokio::time::Instant::now();
+        assert_eq!(first.retry_after(Duration::from_secs(5)), Answered::Accepted, "{profile}");
+        let second = inbox.receive().await.unwrap();
+        assert!(started.elapsed() >= Duration::from_secs(5) || profile == "amqp", "{profile}");
+        assert_eq!(second.attempt(), 2, "{profile}");
+        second.reject("bad");
+        let mut dead = client.receiver("orders-dlq").discard_dead_letters().await.unwrap();
+        let letter = dead.receive().await.unwrap();
+        assert_eq!(letter.headers().get("anyqueue-reason").unwrap().as_str(), Some("bad"), "{profile}");
+        letter.ack();
+        assert!(client.close(Duration::from_secs(1)).await.is_clean(), "{profile}");
+    }
+}
