@@ -182,7 +182,11 @@ impl Window {
         // The first poll hands the frames to the client, and takes the place in the order.
         match writing.as_mut().poll(cx) {
             Poll::Pending => Ok(State::Writing(writing)),
-            Poll::Ready((Ok(confirm), message)) => Ok(State::Confirming(confirm, message)),
+            Poll::Ready((Ok(confirm), message)) => {
+                // Written already, and nothing watches the confirmation yet.
+                cx.waker().wake_by_ref();
+                Ok(State::Confirming(confirm, message))
+            }
             Poll::Ready((Err(error), message)) => {
                 let mapped = Error::new(ErrorKind::Connection, "the channel is gone")
                     .with_operation("send")
@@ -350,11 +354,18 @@ impl Window {
             Some(place)
         } else {
             // What was returned has been written.
-            for other in 0..self.flights.len() {
-                if let State::Writing(writing) = &mut self.flights[other].state
-                    && let Poll::Ready((Ok(confirm), message)) = writing.as_mut().poll(cx)
-                {
-                    self.flights[other].state = State::Confirming(confirm, message);
+            for flight in &mut self.flights {
+                let State::Writing(writing) = &mut flight.state else { continue };
+                match writing.as_mut().poll(cx) {
+                    Poll::Pending => {}
+                    Poll::Ready((Ok(confirm), message)) => {
+                        cx.waker().wake_by_ref();
+                        flight.state = State::Confirming(confirm, message);
+                    }
+                    Poll::Ready((Err(error), message)) => {
+                        self.broken.get_or_insert(error);
+                        flight.state = State::Lost(message);
+                    }
                 }
             }
             let find = |exact| self.flights.iter().position(|f| self.is_return_of(f, &payload, &delivery, exact));
