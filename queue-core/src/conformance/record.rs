@@ -6,6 +6,8 @@ use super::report::Report;
 const DOCUMENT: &str = "ANYQUEUE_CONFORMANCE_DOC";
 /// Rewrites the section instead.
 const UPDATE: &str = "UPDATE_DOCS";
+/// Stands in a section until a complete run has filled it.
+const UNRECORDED: &str = "Not recorded yet.";
 
 /// The section of a document in Markdown under the heading `### name`, heading included, up to the next heading.
 ///
@@ -40,6 +42,9 @@ pub(super) fn compare(report: &Report) -> Result<Option<String>, String> {
         return Ok(None);
     }
     if std::env::var(UPDATE).as_deref() != Ok("1") {
+        if recorded.contains(UNRECORDED) {
+            return Ok(Some(format!("{path} has no report of `{}` yet; {UPDATE}=1 puts it there", report.name)));
+        }
         return Err(format!("{path} says something else of `{}`; {UPDATE}=1 rewrites it to:\n{present}", report.name));
     }
     let changed = document.replacen(recorded.trim_end(), present.trim_end(), 1);
