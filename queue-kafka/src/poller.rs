@@ -46,6 +46,8 @@ pub(crate) struct Context {
     events: Events,
     /// Whether a poll that returned nothing did something all the same.
     served: AtomicBool,
+    /// The broker refused notes beside the positions.
+    no_notes: AtomicBool,
     paused: Mutex<BTreeSet<i32>>,
     /// Where partitions start when they are first assigned; others start at the group's position.
     starts: Mutex<Vec<(i32, i64)>>,
@@ -69,6 +71,7 @@ impl Context {
             subject: subject.into(),
             events,
             served: AtomicBool::new(false),
+            no_notes: AtomicBool::new(false),
             paused: Mutex::default(),
             starts: Mutex::new(starts),
         }
@@ -86,19 +89,33 @@ impl Context {
     /// bindings set no callback for commits of one's own. While brokers are away this takes up to the session's
     /// timeout.
     fn commit(&self, consumer: &Native, marks: &[Mark]) -> Result<(), Error> {
-        let list = || {
-            let mut list = TopicPartitionList::with_capacity(marks.len());
-            for mark in marks {
-                list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
-                if let Some(mut element) =
-                    list.find_partition(&self.topic, mark.partition).filter(|_| !mark.note.is_empty())
-                {
-                    element.set_metadata(&mark.note);
-                }
+        let notes = !self.no_notes.load(Ordering::Relaxed);
+        let result = self.positions(marks, notes).and_then(|list| consumer.commit(&list, CommitMode::Sync));
+        match result {
+            Err(error) if notes && error.rdkafka_error_code() == Some(Code::OffsetMetadataTooLarge) => {
+                tracing::warn!(
+                    topic = self.topic,
+                    "the broker takes no notes of this length: done ones may come again"
+                );
+                self.no_notes.store(true, Ordering::Relaxed);
+                self.commit(consumer, marks)
             }
-            Ok(list)
-        };
-        list().and_then(|list| consumer.commit(&list, CommitMode::Sync)).map_err(|e| error::of(e, "commit"))
+            other => other.map_err(|e| error::of(e, "commit")),
+        }
+    }
+
+    fn positions(&self, marks: &[Mark], notes: bool) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(marks.len());
+        for mark in marks {
+            list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
+            if notes
+                && !mark.note.is_empty()
+                && let Some(mut element) = list.find_partition(&self.topic, mark.partition)
+            {
+                element.set_metadata(&mark.note);
+            }
+        }
+        Ok(list)
     }
 
     fn assign(&self, consumer: &Native, list: &mut TopicPartitionList) -> KafkaResult<()> {
