@@ -121,16 +121,13 @@ impl Context {
     fn assign(&self, consumer: &Native, list: &mut TopicPartitionList) -> KafkaResult<()> {
         let partitions = numbers(list);
         let mut committed = self.committed(consumer, list);
-        {
-            let mut starts = self.starts.lock();
-            for (partition, offset) in starts.extract_if(.., |(p, _)| partitions.contains(p)) {
-                committed.remove(&partition);
-                list.set_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
-            }
+        for (partition, offset) in self.starts.lock().extract_if(.., |(p, _)| partitions.contains(p)) {
+            committed.insert(partition, (offset, String::new()));
         }
-        for (partition, (offset, _)) in &committed {
-            list.set_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
-        }
+        committed.retain(|partition, (offset, _)| {
+            // Without an offset librdkafka asks for the position itself.
+            list.set_partition_offset(&self.topic, *partition, Offset::Offset(*offset)).is_ok()
+        });
         self.inbox.assigned(partitions.into_iter().map(|p| (p, committed.remove(&p))));
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
@@ -180,10 +177,13 @@ impl Context {
         {
             let mut paused = self.paused.lock();
             let list = self.list(partitions.into_iter().filter(|p| paused.remove(p)));
-            if list.count() > 0 {
-                consumer.resume(&list)?;
+            if list.count() > 0
+                && let Err(error) = consumer.resume(&list)
+            {
+                tracing::warn!(topic = self.topic, %error, "partitions cannot be resumed");
             }
         }
+        // In any case: the group waits for it, and so does a close.
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
             _ => consumer.unassign(),
@@ -287,6 +287,7 @@ impl Poller {
     /// is tried until the close must end.
     fn commit_rest(&mut self) {
         let deadline = self.inbox.deadline();
+        self.pause(true, &BTreeSet::new());
         while self.commits && !self.inbox.due().is_empty() && Instant::now() < deadline {
             self.commit(true);
             // Serves the rebalance; new messages are not taken any more.
@@ -328,10 +329,10 @@ impl Poller {
 
     /// Takes messages as far as there is room; true when there are no more.
     fn pull(&mut self, room: (usize, usize), paused: bool) -> bool {
-        let (mut count, mut bytes) = room;
-        let mut idle = false;
         // A paused consumer is polled for events; a straggler is taken all the same.
-        while paused || (count > 0 && bytes > 0) {
+        let (mut count, mut bytes) = if paused { (CHUNK, usize::MAX) } else { room };
+        let mut idle = false;
+        while count > 0 && bytes > 0 {
             self.context.served.store(false, Ordering::Relaxed);
             match self.consumer.poll(Duration::ZERO) {
                 Some(Ok(record)) => {
