@@ -1,1 +1,24 @@
-//! Adapter.
+#![doc = include_str!("../README.md")]
+
+mod answers;
+mod broker;
+mod config;
+mod consumer;
+mod convert;
+mod dispatch;
+mod error;
+mod lease;
+mod link;
+mod poll;
+mod producer;
+mod queues;
+
+use queue_core::{Driver, option_names};
+
+pub use crate::broker::SqsBroker;
+pub use crate::config::SqsConfig;
+
+/// The driver of Amazon SQS: scheme `sqs`.
+pub const DRIVER: Driver = Driver::new("sqs", &["sqs"], option_names::<SqsConfig>, |endpoint, events| {
+    Box::pin(broker::connect(endpoint, events))
+});

@@ -240,6 +240,8 @@ async fn attempt_after_reopening(ctx: &Ctx) -> CaseResult<u32> {
 async fn failures_are_counted_across_receivers(ctx: Ctx) -> CaseResult {
     let counted = match ctx.probe.receiver.delivery_count {
         DeliveryCount::Answers => 2..=2,
+        // A poll that is under way when its receiver closes may fetch the message once more, and give it back.
+        DeliveryCount::Receives => 2..=4,
         _ => 2..=3,
     };
     let attempt = attempt_after_reopening(&ctx).await?;

@@ -1,0 +1,218 @@
+//! Options of the driver, and the clients that follow from them.
+
+use std::time::Duration;
+
+use aws_sdk_sqs::Client;
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
+use aws_smithy_types::retry::RetryConfig;
+use aws_smithy_types::timeout::TimeoutConfig;
+use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
+use serde::Deserialize;
+
+/// The longest poll that SQS takes.
+const MAX_WAIT: Duration = Duration::from_secs(20);
+
+/// How much longer than its wait a poll may take before its answer counts as lost.
+pub(crate) const POLL_GRACE: Duration = Duration::from_secs(5);
+
+/// How long a connection to the endpoint may take to open.
+const CONNECT: Duration = Duration::from_millis(3100);
+
+/// The options of the driver, as URL, environment and file name them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
+pub struct SqsConfig {
+    /// The region. Default: what the environment and the AWS profile say.
+    pub region: Option<String>,
+    /// The access key id; together with `secret_key`. Default: the credentials that the environment provides.
+    pub access_key: Option<String>,
+    /// The secret access key. Default: none.
+    pub secret_key: Option<Secret>,
+    /// The session token of temporary credentials. Default: none.
+    pub session_token: Option<Secret>,
+    /// The profile in the AWS configuration files. Default: `AWS_PROFILE`, else `default`.
+    pub profile: Option<String>,
+    /// The account that owns the queues, where it is not that of the credentials. Default: none.
+    pub account: Option<String>,
+    /// Whether an endpoint given as host is spoken to over TLS. Amazon's own endpoints always are. Default: false.
+    pub tls: bool,
+    /// How long a poll waits for a message at the broker; at most 20 s. Default: 20 s.
+    #[serde(with = "humantime_serde")]
+    pub wait_time: Duration,
+    /// How long any other request may take. Default: 10 s.
+    #[serde(with = "humantime_serde")]
+    pub request_timeout: Duration,
+    /// The longest time an answer waits for others to share a request with. Default: 5 ms.
+    #[serde(with = "humantime_serde")]
+    pub answer_linger: Duration,
+    /// Most polls of one receiver at a time; one of them while the queue is empty. Default: 6.
+    pub max_polls: usize,
+    /// Most requests of one sender at a time; always one on FIFO queues. Default: 16.
+    pub max_sends: usize,
+}
+
+impl Default for SqsConfig {
+    fn default() -> Self {
+        Self {
+            region: None,
+            access_key: None,
+            secret_key: None,
+            session_token: None,
+            profile: None,
+            account: None,
+            tls: false,
+            wait_time: MAX_WAIT,
+            request_timeout: Duration::from_secs(10),
+            answer_linger: Duration::from_millis(5),
+            max_polls: 6,
+            max_sends: 16,
+        }
+    }
+}
+
+impl SqsConfig {
+    /// Reads the options of an endpoint.
+    pub(crate) fn from_endpoint(endpoint: &Endpoint) -> Result<Self> {
+        let mut config: Self = endpoint.options()?;
+        if let Some(option) = endpoint.native.keys().next() {
+            return Err(invalid("there are no options behind `sqs.`; a client of your own takes everything")
+                .with_context("option", option));
+        }
+        if endpoint.path.is_some() {
+            return Err(invalid("an SQS URL has no path"));
+        }
+        if endpoint.hosts.len() > 1 {
+            return Err(invalid("an SQS URL has one host at most"));
+        }
+        if endpoint.hosts.is_empty() && config.tls {
+            return Err(invalid("`tls` is for endpoints that are given as host"));
+        }
+        if endpoint.user.is_some() || endpoint.password.is_some() {
+            if config.access_key.is_some() || config.secret_key.is_some() {
+                return Err(invalid("the credentials stand before the host or in options, not in both"));
+            }
+            config.access_key.clone_from(&endpoint.user);
+            config.secret_key.clone_from(&endpoint.password);
+        }
+        if config.access_key.is_some() != config.secret_key.is_some() {
+            return Err(invalid("`access_key` and `secret_key` come together"));
+        }
+        if config.session_token.is_some() && config.access_key.is_none() {
+            return Err(invalid("`session_token` comes with `access_key` and `secret_key`"));
+        }
+        if config.wait_time > MAX_WAIT {
+            return Err(
+                invalid("`wait_time` is 20 s at most").with_context("wait_time", format!("{:?}", config.wait_time))
+            );
+        }
+        if config.request_timeout.is_zero() || config.max_polls == 0 || config.max_sends == 0 {
+            return Err(invalid("`request_timeout`, `max_polls` and `max_sends` are above zero"));
+        }
+        Ok(config)
+    }
+
+    /// Makes a client as these options and the environment say.
+    pub(crate) async fn client(&self, endpoint: &Endpoint) -> Result<Client> {
+        let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
+        if let Some(region) = &self.region {
+            loader = loader.region(Region::new(region.clone()));
+        }
+        if let Some(profile) = &self.profile {
+            loader = loader.profile_name(profile);
+        }
+        if let (Some(key), Some(secret)) = (&self.access_key, &self.secret_key) {
+            let token = self.session_token.as_ref().map(|t| t.expose().to_owned());
+            loader = loader.credentials_provider(Credentials::new(key, secret.expose(), token, None, "configuration"));
+        }
+        if let Some(host) = endpoint.hosts.first() {
+            let (scheme, port) = if self.tls { ("https", 443) } else { ("http", 80) };
+            loader = loader.endpoint_url(format!("{scheme}://{}", host.with_default_port(port)));
+        }
+        let loaded = loader.load().await;
+        if loaded.region().is_none() {
+            return Err(invalid("no region: give `region` or set AWS_REGION"));
+        }
+        Ok(Client::new(&loaded))
+    }
+
+    /// What a poll waits, in the whole seconds of the protocol.
+    pub(crate) fn wait_seconds(&self) -> i32 {
+        i32::try_from(self.wait_time.as_secs().min(MAX_WAIT.as_secs())).unwrap_or_default()
+    }
+}
+
+fn invalid(message: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidConfig, message).with_operation("configure")
+}
+
+/// One client per kind of request: they differ in how long a request may take and who repeats it.
+#[derive(Debug, Clone)]
+pub(crate) struct Clients {
+    /// Requests that may be repeated: the SDK does it.
+    pub(crate) admin: Client,
+    /// Sends and answers: whoever calls decides about another try.
+    pub(crate) once: Client,
+    /// Polls: they wait at the broker.
+    pub(crate) poll: Client,
+}
+
+impl Clients {
+    pub(crate) fn new(client: &Client, config: &SqsConfig) -> Self {
+        let base = || client.config().to_builder();
+        let timeouts = |attempt: Duration, whole: Duration| {
+            TimeoutConfig::builder()
+                .connect_timeout(CONNECT.min(attempt))
+                .operation_attempt_timeout(attempt)
+                .operation_timeout(whole)
+                .build()
+        };
+        let request = config.request_timeout;
+        let poll = config.wait_time + POLL_GRACE;
+        Self {
+            admin: Client::from_conf(base().timeout_config(timeouts(request, 2 * request)).build()),
+            once: Client::from_conf(
+                base().retry_config(RetryConfig::disabled()).timeout_config(timeouts(request, request)).build(),
+            ),
+            poll: Client::from_conf(
+                base().retry_config(RetryConfig::disabled()).timeout_config(timeouts(poll, poll)).build(),
+            ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(url: &str) -> Result<SqsConfig> {
+        SqsConfig::from_endpoint(&url.parse()?)
+    }
+
+    #[test]
+    fn options_are_read_and_secrets_stay_hidden() {
+        let config =
+            read("sqs://h:1?region=eu-west-1&access_key=AK&secret_key=hunter2&wait_time=1s&max_polls=2").unwrap();
+        assert_eq!(config.region.as_deref(), Some("eu-west-1"));
+        assert_eq!((config.wait_seconds(), config.max_polls), (1, 2));
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_refused() {
+        for url in [
+            "sqs://a,b",
+            "sqs://h/path",
+            "sqs://h?wait_time=21s",
+            "sqs://h?access_key=a",
+            "sqs://h?session_token=t",
+            "sqs://u:p@h?access_key=a&secret_key=b",
+            "sqs://?tls=true",
+            "sqs://h?sqs.foo=1",
+            "sqs://h?max_polls=0",
+            "sqs://h?regoin=x",
+        ] {
+            assert_eq!(read(url).expect_err(url).kind(), ErrorKind::InvalidConfig, "{url}");
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! Polling: long polls of ten, one while the queue is empty, more while they come back full.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_sdk_sqs::types::Message as Native;
+use queue_core::{Error, ErrorKind, Result};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::answers::Verb;
+use crate::consumer::{Buffered, Shared, State};
+use crate::convert;
+use crate::error::Words;
+use crate::lease::Lease;
+
+/// The most messages of one poll.
+const MAX_MESSAGES: usize = 10;
+/// How often in a row a refusal must come before it is final: a new queue or a rotated key may be a moment late.
+const FINAL: u32 = 5;
+/// The pause after a failed poll: from, to.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// How often leases are looked after: between these, else four times a lease.
+const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Room for messages that a poll under way may bring; given back when the poll ends, however it ends.
+struct Reserved {
+    shared: Arc<Shared>,
+    count: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.shared.state.lock().reserved -= self.count;
+    }
+}
+
+/// How a poll ended.
+struct Polled {
+    asked: usize,
+    result: Result<usize>,
+}
+
+/// Polls until the receiver is stopped and the last poll has ended.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut polls: JoinSet<Polled> = JoinSet::new();
+    let mut target = 1;
+    let mut refused = 0;
+    let mut pause = PAUSE.0;
+    let mut resume: Option<Instant> = None;
+    let every = (shared.lease / 4).clamp(LOOK.0, LOOK.1);
+    let mut look = Instant::now() + every;
+    loop {
+        if resume.is_none_or(|at| at <= Instant::now()) {
+            resume = None;
+            while polls.len() < target {
+                let Some(reserved) = reserve(&shared, polls.len()) else { break };
+                polls.spawn(poll(reserved));
+            }
+        }
+        if polls.is_empty() && shared.state.lock().stopped {
+            break;
+        }
+        let mut wake = resume.map_or(look, |at| at.min(look));
+        if shared.link.is_down() {
+            wake = wake.min(Instant::now() + LOOK.0);
+        }
+        tokio::select! {
+            () = shared.polls.notified() => {}
+            () = sleep_until(wake) => {}
+            Some(ended) = polls.join_next() => match ended {
+                Ok(Polled { asked, result: Ok(count) }) => {
+                    refused = 0;
+                    pause = PAUSE.0;
+                    target = match count {
+                        0 => 1,
+                        _ if count == asked => (target * 2).min(shared.max_polls),
+                        _ => target,
+                    };
+                }
+                Ok(Polled { result: Err(error), .. }) => {
+                    target = 1;
+                    resume = Some(Instant::now() + pause);
+                    pause = (pause * 2).min(PAUSE.1);
+                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) {
+                        refused += 1;
+                    }
+                    if refused >= FINAL {
+                        shared.end(error);
+                    } else {
+                        tracing::debug!(address = &*shared.name, %error, "a poll failed");
+                    }
+                }
+                Err(_) => resume = Some(Instant::now() + pause),
+            },
+        }
+        if look <= Instant::now() {
+            look = Instant::now() + every;
+            shared.look_after_leases();
+        }
+    }
+    shared.polls_ended();
+}
+
+/// Reserves room for the next poll, if one is due.
+fn reserve(shared: &Arc<Shared>, running: usize) -> Option<Reserved> {
+    if shared.link.is_down() {
+        return None;
+    }
+    let mut state = shared.state.lock();
+    if state.stopped || state.paused || state.over.is_some() {
+        return None;
+    }
+    state.leases.sweep();
+    if state.leases.bytes() >= shared.prefetch_bytes {
+        return None;
+    }
+    let room = shared.prefetch.saturating_sub(state.leases.len() + state.reserved);
+    let count = room.min(MAX_MESSAGES);
+    // A request costs the same for one message as for ten: a short one goes only when nothing else is at hand.
+    let whole = count == MAX_MESSAGES.min(shared.prefetch);
+    if count == 0 || !(whole || (running == 0 && state.buffer.is_empty())) {
+        return None;
+    }
+    state.reserved += count;
+    drop(state);
+    Some(Reserved { shared: shared.clone(), count })
+}
+
+async fn poll(reserved: Reserved) -> Polled {
+    let shared = reserved.shared.clone();
+    let sent = Instant::now();
+    let result = shared
+        .clients
+        .poll
+        .receive_message()
+        .queue_url(&*shared.url)
+        .max_number_of_messages(i32::try_from(reserved.count).unwrap_or(1))
+        .wait_time_seconds(shared.wait_seconds)
+        .visibility_timeout(convert::whole_seconds(shared.lease))
+        .set_message_system_attribute_names(Some(convert::SYSTEM.to_vec()))
+        .message_attribute_names("All")
+        .send()
+        .await;
+    let asked = reserved.count;
+    let result = match shared.link.note("receive", Words::Hidden, result) {
+        Ok(output) => Ok(shared.arrived(output.messages.unwrap_or_default(), sent, reserved)),
+        Err(error) => Err(shared.queues.failed(&shared.name, error)),
+    };
+    Polled { asked, result }
+}
+
+impl Shared {
+    /// Takes the messages of a poll; gives them back when nobody wants any.
+    fn arrived(&self, messages: Vec<Native>, sent: Instant, reserved: Reserved) -> usize {
+        let count = messages.len();
+        let wait = Duration::from_secs(u64::try_from(self.wait_seconds).unwrap_or_default());
+        let mut decoded = Vec::with_capacity(count);
+        decoded.extend(messages.into_iter().filter_map(|m| convert::decode(m, self.fifo)));
+        let mut state = self.state.lock();
+        for message in decoded {
+            let lease = Lease::granted(message.receipt, message.bytes, self.lease, sent, wait);
+            let token = state.leases.insert(lease);
+            let (attempt, position) = (message.attempt, message.position);
+            state.buffer.push_back(Buffered { message: message.message, token, attempt, position });
+        }
+        if state.stopped || state.paused {
+            state.release_buffered(self.linger);
+        }
+        let waker = state.waker.take();
+        drop(state);
+        // Only now: the messages have taken the place of the reservation.
+        drop(reserved);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        self.answers.notify_one();
+        count
+    }
+
+    /// Ends the receiver for good.
+    fn end(&self, error: Error) {
+        let mut state = self.state.lock();
+        state.over.get_or_insert(error);
+        let waker = state.waker.take();
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Lets go of leases that ran out, and extends those of buffered messages past their half.
+    fn look_after_leases(&self) {
+        let mut state = self.state.lock();
+        state.leases.sweep();
+        for token in state.leases.begin_extending(Instant::now() + self.lease / 2) {
+            state.extend(token, self.lease, self.linger, None);
+        }
+        drop(state);
+        self.answers.notify_one();
+    }
+
+    fn polls_ended(&self) {
+        self.state.lock().polls_ended = true;
+        self.answers.notify_one();
+    }
+}
+
+impl State {
+    /// Gives back what was fetched and not handed out; says how many.
+    pub(crate) fn release_buffered(&mut self, linger: Duration) -> usize {
+        let buffer = std::mem::take(&mut self.buffer);
+        buffer.into_iter().filter(|b| self.give_back(b.token, Duration::ZERO, linger, None)).count()
+    }
+
+    /// Returns a message to the queue; false for a stale token.
+    pub(crate) fn give_back(
+        &mut self,
+        token: queue_core::AckToken,
+        delay: Duration,
+        linger: Duration,
+        report: Option<crate::answers::Place>,
+    ) -> bool {
+        let Some(lease) = self.leases.take(token) else { return false };
+        self.outbox.push(token, lease.receipt, Verb::Return(delay), lease.expires, linger, report);
+        true
+    }
+
+    /// Extends a lease; false for a stale token.
+    pub(crate) fn extend(
+        &mut self,
+        token: queue_core::AckToken,
+        time: Duration,
+        linger: Duration,
+        report: Option<crate::answers::Place>,
+    ) -> bool {
+        let Some(lease) = self.leases.get(token) else { return false };
+        let (receipt, ends) = (lease.receipt.clone(), lease.expires);
+        self.outbox.push(token, receipt, Verb::Extend(time), ends, linger, report);
+        true
+    }
+}

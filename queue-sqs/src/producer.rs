@@ -1,0 +1,213 @@
+//! Sending: batches of ten, several requests at a time, a verdict per message.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use queue_core::{Capabilities, CloseReport, Completion, Error, Message, Outcome, Producer, ProducerOptions, Receipt};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::broker::{Core, Opened};
+use crate::config::Clients;
+use crate::dispatch::Driver;
+use crate::link::Link;
+use crate::queues::Queues;
+
+/// How long a message is tried on a FIFO queue at most: a deduplication id holds for five minutes.
+const MAX_TRYING: Duration = Duration::from_secs(240);
+
+/// Sends to one queue.
+pub(crate) struct SqsProducer {
+    capabilities: Arc<Capabilities>,
+    shared: Arc<Shared>,
+    _core: Arc<Core>,
+}
+
+/// What the producer and its task share.
+pub(crate) struct Shared {
+    pub(crate) name: Arc<str>,
+    pub(crate) clients: Clients,
+    pub(crate) link: Arc<Link>,
+    pub(crate) queues: Arc<Queues>,
+    trying: Duration,
+    pub(crate) max_requests: usize,
+    pub(crate) max_message: usize,
+    /// Most bytes of a request; less once the broker found one too long.
+    pub(crate) max_batch: AtomicUsize,
+    pub(crate) inbox: Mutex<Inbox>,
+    pub(crate) wake: Notify,
+    /// Past its deadline: everything left is given up.
+    pub(crate) abandoned: AtomicBool,
+    open: Open,
+}
+
+#[derive(Default)]
+pub(crate) struct Inbox {
+    pub(crate) closed: bool,
+    pub(crate) items: VecDeque<Item>,
+}
+
+/// The count of messages without a verdict.
+#[derive(Default)]
+pub(crate) struct Open {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+/// A message on its way.
+pub(crate) struct Item {
+    pub(crate) message: Message,
+    pub(crate) verdict: Verdict,
+    pub(crate) expires: Instant,
+    /// A try of it ended without telling whether the broker has it.
+    pub(crate) unsure: bool,
+}
+
+/// The place of a message's verdict. Dropped without one, the message is given up as unknown.
+pub(crate) struct Verdict {
+    done: Arc<Completion>,
+    index: usize,
+    given: bool,
+    shared: Arc<Shared>,
+}
+
+impl Verdict {
+    pub(crate) fn accept(mut self, receipt: Receipt) {
+        self.given = true;
+        self.done.accept(self.index, receipt);
+    }
+
+    fn fail(mut self, error: Error, message: Option<Message>) {
+        self.given = true;
+        self.done.fail(self.index, error.with_context("address", &self.shared.name), message);
+    }
+}
+
+impl Drop for Verdict {
+    fn drop(&mut self) {
+        if !self.given {
+            self.done.fail(self.index, Error::closed("sender").with_outcome(Outcome::Unknown), None);
+        }
+        if self.shared.open.count.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.shared.open.none.notify_waiters();
+        }
+    }
+}
+
+impl Item {
+    pub(crate) fn fail(self, error: Error) {
+        let error = if self.unsure { error.with_outcome(Outcome::Unknown) } else { error };
+        self.verdict.fail(error, Some(self.message));
+    }
+}
+
+impl fmt::Debug for SqsProducer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqsProducer").field("address", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+impl SqsProducer {
+    pub(crate) fn open(
+        core: Arc<Core>,
+        name: &str,
+        capabilities: Capabilities,
+        max_batch: usize,
+        options: &ProducerOptions,
+    ) -> Arc<dyn Producer> {
+        let shared = Arc::new(Shared {
+            name: name.into(),
+            clients: core.clients.clone(),
+            link: core.link.clone(),
+            queues: core.queues.clone(),
+            trying: options.deadline.min(MAX_TRYING),
+            max_requests: core.config.max_sends,
+            max_message: capabilities.max_message_bytes,
+            max_batch: AtomicUsize::new(max_batch),
+            inbox: Mutex::default(),
+            wake: Notify::new(),
+            abandoned: AtomicBool::new(false),
+            open: Open::default(),
+        });
+        let weak: std::sync::Weak<Shared> = Arc::downgrade(&shared);
+        core.adopt(weak);
+        core.spawn(Driver::new(shared.clone()).run());
+        Arc::new(Self { capabilities: Arc::new(capabilities), shared, _core: core })
+    }
+}
+
+#[async_trait]
+impl Producer for SqsProducer {
+    fn capabilities(&self) -> Arc<Capabilities> {
+        self.capabilities.clone()
+    }
+
+    fn send(&self, batch: Vec<Message>, done: Completion) {
+        let expires = Instant::now() + self.shared.trying;
+        let mut inbox = self.shared.inbox.lock();
+        if inbox.closed {
+            drop(inbox);
+            done.fail_all(&Error::closed("sender"), batch);
+            return;
+        }
+        self.shared.open.count.fetch_add(batch.len(), Ordering::AcqRel);
+        let done = Arc::new(done);
+        inbox.items.extend(batch.into_iter().enumerate().map(|(index, message)| {
+            let verdict = Verdict { done: done.clone(), index, given: false, shared: self.shared.clone() };
+            Item { message, verdict, expires, unsure: false }
+        }));
+        drop(inbox);
+        self.shared.wake.notify_one();
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        self.shared.begin_close();
+        let mut report = CloseReport::default();
+        if timeout_at(deadline, self.shared.settled()).await.is_err() {
+            report.unconfirmed = self.shared.open.count.load(Ordering::Acquire);
+            self.shared.abandoned.store(true, Ordering::Release);
+            self.shared.wake.notify_one();
+        }
+        report
+    }
+}
+
+impl Drop for SqsProducer {
+    fn drop(&mut self) {
+        // What was given to it goes on.
+        self.shared.begin_close();
+    }
+}
+
+impl Opened for Shared {
+    fn begin_close(&self) {
+        self.inbox.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    fn left(&self) -> CloseReport {
+        let mut report = CloseReport::default();
+        report.unconfirmed = self.open.count.load(Ordering::Acquire);
+        report
+    }
+}
+
+impl Shared {
+    /// Waits until every message has a verdict.
+    async fn settled(&self) {
+        loop {
+            let none = self.open.none.notified();
+            tokio::pin!(none);
+            none.as_mut().enable();
+            if self.open.count.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            none.await;
+        }
+    }
+}
