@@ -146,15 +146,9 @@ impl AmqpConsumer {
         Ok(Arc::new(Self { capabilities, inbox, driver: Mutex::new(Some(driver)) }))
     }
 
-    /// Makes the task behind do what is wanted, and waits for it.
-    async fn want(&self, want: Want, deadline: Instant) {
-        {
-            let mut state = self.inbox.state.lock();
-            if state.want == Want::Stop && want != Want::Stop {
-                return;
-            }
-            state.want = want;
-        }
+    /// Makes the task behind end the subscription, and waits for it.
+    async fn end(&self, deadline: Instant) {
+        self.inbox.state.lock().want = Want::Stop;
         self.inbox.work.notify_one();
         self.inbox.poller.wake();
         loop {
@@ -300,7 +294,7 @@ impl Consumer for AmqpConsumer {
     }
 
     async fn stop(&self) {
-        self.want(Want::Stop, Instant::now() + self.inbox.broker.timeout).await;
+        self.end(Instant::now() + self.inbox.broker.timeout).await;
     }
 
     async fn close(&self, deadline: Instant) -> CloseReport {
@@ -308,7 +302,7 @@ impl Consumer for AmqpConsumer {
         if self.inbox.state.lock().closed {
             return report;
         }
-        self.want(Want::Stop, deadline).await;
+        self.end(deadline).await;
         if let Err(error) = self.flush_until(deadline).await {
             report.errors.push(error);
         }

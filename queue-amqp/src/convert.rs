@@ -165,7 +165,7 @@ fn headers(headers: &Headers, table: &mut BTreeMap<ShortString, AMQPValue>, note
         ways.push(if let Some(value) = native(value) {
             table.insert(key, value);
             Way::Native
-        } else if matches!(value, HeaderValue::Timestamp(_)) {
+        } else if matches!(value, HeaderValue::Timestamp(_) | HeaderValue::Float(_)) {
             table.insert(key, AMQPValue::LongString(wire::to_text(value).into_owned().into()));
             Way::Text
         } else {
@@ -192,7 +192,8 @@ fn native(value: &HeaderValue) -> Option<AMQPValue> {
         HeaderValue::Bytes(b) => AMQPValue::ByteArray(b.as_ref().into()),
         HeaderValue::Str(s) => AMQPValue::LongString(LongString::from(s.as_bytes())),
         HeaderValue::Int(i) => AMQPValue::LongLongInt(*i),
-        HeaderValue::Float(f) => AMQPValue::Double(*f),
+        // The server has no other numbers, and closes the connection when it meets one.
+        HeaderValue::Float(f) if f.is_finite() => AMQPValue::Double(*f),
         HeaderValue::Bool(b) => AMQPValue::Boolean(*b),
         HeaderValue::Timestamp(t) => {
             let since = t.duration_since(UNIX_EPOCH).ok().filter(|s| s.subsec_nanos() == 0)?;

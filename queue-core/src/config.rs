@@ -45,7 +45,7 @@ impl Host {
 /// assert_eq!(endpoint.to_string(), "amqp://guest:***@a:5672,[::1]/%2F");
 /// # Ok::<(), queue_core::Error>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Endpoint {
     /// The scheme.
@@ -183,6 +183,18 @@ impl Endpoint {
             })
             .collect();
         hosts.join(",")
+    }
+}
+
+impl fmt::Debug for Endpoint {
+    /// Names options without their values: any of them may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("url", &format_args!("{self}"))
+            .field("options", &self.options.keys())
+            .field("native", &self.native.keys())
+            .field("connect_timeout", &self.connect_timeout)
+            .finish_non_exhaustive()
     }
 }
 
@@ -350,6 +362,12 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}");
             assert!(!format!("{error} {error:?}").contains("hunter2"), "{error}");
         }
+    }
+
+    #[test]
+    fn debug_shows_no_value_of_an_option() {
+        let shown = format!("{:?}", parse("sqs://u:hunter1@h?secret_key=hunter2&sqs.password=hunter3").unwrap());
+        assert!(!shown.contains("hunter") && shown.contains("secret_key"), "{shown}");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use crate::admin::topic_of;
 use crate::config::Settings;
 use crate::error;
 use crate::inbox::{Inbox, Limits};
-use crate::link::{Link, Watch};
+use crate::link::{Link, Watch, retire};
 use crate::poller::{Context as Callbacks, Native, Poller};
 
 /// The group of a source; `None` for a topic that everybody reads.
@@ -88,7 +88,10 @@ impl KafkaConsumer {
             let list = starts.iter().map(|(p, offset)| (topic.to_owned(), *p, Offset::Offset(*offset)));
             native.assign(&list.collect::<TopicPartitionList>())
         };
-        ready.map_err(|e| error::of(e, "receive").with_context("topic", topic))?;
+        if let Err(error) = ready {
+            retire(native);
+            return Err(error::of(error, "receive").with_context("topic", topic));
+        }
         let poller = Poller::new(native, inbox.clone(), group.is_some(), settings.config.commit_interval);
         std::thread::Builder::new().name("anyqueue-kafka-in".to_owned()).spawn(move || poller.run()).map_err(|e| {
             Error::new(ErrorKind::Internal, "cannot start a thread").with_operation("receive").with_source(e)

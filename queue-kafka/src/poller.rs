@@ -46,6 +46,8 @@ pub(crate) struct Context {
     events: Events,
     /// Whether a poll that returned nothing did something all the same.
     served: AtomicBool,
+    /// The broker refused notes beside the positions.
+    no_notes: AtomicBool,
     paused: Mutex<BTreeSet<i32>>,
     /// Where partitions start when they are first assigned; others start at the group's position.
     starts: Mutex<Vec<(i32, i64)>>,
@@ -69,6 +71,7 @@ impl Context {
             subject: subject.into(),
             events,
             served: AtomicBool::new(false),
+            no_notes: AtomicBool::new(false),
             paused: Mutex::default(),
             starts: Mutex::new(starts),
         }
@@ -86,34 +89,45 @@ impl Context {
     /// bindings set no callback for commits of one's own. While brokers are away this takes up to the session's
     /// timeout.
     fn commit(&self, consumer: &Native, marks: &[Mark]) -> Result<(), Error> {
-        let list = || {
-            let mut list = TopicPartitionList::with_capacity(marks.len());
-            for mark in marks {
-                list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
-                if let Some(mut element) =
-                    list.find_partition(&self.topic, mark.partition).filter(|_| !mark.note.is_empty())
-                {
-                    element.set_metadata(&mark.note);
-                }
+        let notes = !self.no_notes.load(Ordering::Relaxed);
+        let result = self.positions(marks, notes).and_then(|list| consumer.commit(&list, CommitMode::Sync));
+        match result {
+            Err(error) if notes && error.rdkafka_error_code() == Some(Code::OffsetMetadataTooLarge) => {
+                tracing::warn!(
+                    topic = self.topic,
+                    "the broker takes no notes of this length: done ones may come again"
+                );
+                self.no_notes.store(true, Ordering::Relaxed);
+                self.commit(consumer, marks)
             }
-            Ok(list)
-        };
-        list().and_then(|list| consumer.commit(&list, CommitMode::Sync)).map_err(|e| error::of(e, "commit"))
+            other => other.map_err(|e| error::of(e, "commit")),
+        }
+    }
+
+    fn positions(&self, marks: &[Mark], notes: bool) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(marks.len());
+        for mark in marks {
+            list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
+            if notes
+                && !mark.note.is_empty()
+                && let Some(mut element) = list.find_partition(&self.topic, mark.partition)
+            {
+                element.set_metadata(&mark.note);
+            }
+        }
+        Ok(list)
     }
 
     fn assign(&self, consumer: &Native, list: &mut TopicPartitionList) -> KafkaResult<()> {
         let partitions = numbers(list);
         let mut committed = self.committed(consumer, list);
-        {
-            let mut starts = self.starts.lock();
-            for (partition, offset) in starts.extract_if(.., |(p, _)| partitions.contains(p)) {
-                committed.remove(&partition);
-                list.set_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
-            }
+        for (partition, offset) in self.starts.lock().extract_if(.., |(p, _)| partitions.contains(p)) {
+            committed.insert(partition, (offset, String::new()));
         }
-        for (partition, (offset, _)) in &committed {
-            list.set_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
-        }
+        committed.retain(|partition, (offset, _)| {
+            // Without an offset librdkafka asks for the position itself.
+            list.set_partition_offset(&self.topic, *partition, Offset::Offset(*offset)).is_ok()
+        });
         self.inbox.assigned(partitions.into_iter().map(|p| (p, committed.remove(&p))));
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
@@ -163,10 +177,13 @@ impl Context {
         {
             let mut paused = self.paused.lock();
             let list = self.list(partitions.into_iter().filter(|p| paused.remove(p)));
-            if list.count() > 0 {
-                consumer.resume(&list)?;
+            if list.count() > 0
+                && let Err(error) = consumer.resume(&list)
+            {
+                tracing::warn!(topic = self.topic, %error, "partitions cannot be resumed");
             }
         }
+        // In any case: the group waits for it, and so does a close.
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
             _ => consumer.unassign(),
@@ -270,6 +287,7 @@ impl Poller {
     /// is tried until the close must end.
     fn commit_rest(&mut self) {
         let deadline = self.inbox.deadline();
+        self.pause(true, &BTreeSet::new());
         while self.commits && !self.inbox.due().is_empty() && Instant::now() < deadline {
             self.commit(true);
             // Serves the rebalance; new messages are not taken any more.
@@ -311,10 +329,10 @@ impl Poller {
 
     /// Takes messages as far as there is room; true when there are no more.
     fn pull(&mut self, room: (usize, usize), paused: bool) -> bool {
-        let (mut count, mut bytes) = room;
-        let mut idle = false;
         // A paused consumer is polled for events; a straggler is taken all the same.
-        while paused || (count > 0 && bytes > 0) {
+        let (mut count, mut bytes) = if paused { (CHUNK, usize::MAX) } else { room };
+        let mut idle = false;
+        while count > 0 && bytes > 0 {
             self.context.served.store(false, Ordering::Relaxed);
             match self.consumer.poll(Duration::ZERO) {
                 Some(Ok(record)) => {

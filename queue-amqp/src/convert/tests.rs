@@ -65,12 +65,17 @@ fn every_type_survives() {
         .header("whole", UNIX_EPOCH)
         .header("fraction", at)
         .header("before", UNIX_EPOCH - Duration::from_secs(1))
+        .header("infinities", vec![HeaderValue::Float(f64::NEG_INFINITY)])
         .header("list", vec![HeaderValue::Null, HeaderValue::List(vec![1.into()])])
         .header("sorted", sorted)
         .header("unsorted", unsorted)
         .header("repeated", repeated)
         .header("null", HeaderValue::Null);
-    assert_eq!(carry(&message).0, message);
+    let (got, properties) = carry(&message);
+    assert_eq!(got, message);
+    let table = properties.headers().as_ref().unwrap().inner();
+    // What would end the connection goes as text.
+    assert_eq!(table.get("float"), Some(&AMQPValue::LongString("inf".into())));
 }
 
 #[test]

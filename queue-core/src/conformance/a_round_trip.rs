@@ -68,6 +68,7 @@ fn same(sent: &Message, got: &Message, index: usize) -> CaseResult {
     ensure!(sent.is_tombstone() == got.is_tombstone(), "message {index}: tombstone is {}", got.is_tombstone());
     for (name, sent, got) in [
         ("id", sent.get_id(), got.get_id()),
+        ("subject", sent.get_subject(), got.get_subject()),
         ("content type", sent.get_content_type(), got.get_content_type()),
         ("correlation id", sent.get_correlation_id(), got.get_correlation_id()),
         ("reply-to", sent.get_reply_to(), got.get_reply_to()),
@@ -273,6 +274,7 @@ async fn properties_arrive(ctx: Ctx) -> CaseResult {
         all,
         odd,
         Message::new("x").id("2"),
+        Message::new("x").subject("orders.created"),
         Message::new("x").content_type("text/plain"),
         Message::new("x").correlation_id("3"),
         Message::new("x").reply_to("queue"),

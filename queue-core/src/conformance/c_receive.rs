@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::case::{
-    BACKOFF, CLOSE, CaseResult, Ctx, QUIET, WAIT, bodies, body, broken, cases, drain, ensure, expect_error,
+    BACKOFF, CLOSE, CaseResult, Ctx, Failure, QUIET, WAIT, bodies, body, broken, cases, drain, ensure, expect_error,
     expect_same, hold, message, next, next_of, open, quiet, within, within_time,
 };
 use crate::delivery::Answered;
@@ -20,6 +20,8 @@ use crate::sender::Sender;
 cases! { "c_receive":
     competing_receivers_share_and_nothing_comes_twice;
     never_more_than_prefetch_are_unanswered;
+    what_is_over_the_prefetch_of_one_receiver_goes_to_another;
+    a_message_over_the_prefetched_bytes_still_passes;
     half_of_the_held_answered_lets_the_flow_resume;
     a_batch_holds_at_most_what_was_asked_for;
     a_batch_waits_at_most_as_long_as_asked_for;
@@ -126,6 +128,39 @@ async fn never_more_than_prefetch_are_unanswered(ctx: Ctx) -> CaseResult {
         ensure!(held.len() <= 5, "{} are held", held.len());
     }
     expect_same(&got, &bodies(12), "all together")
+}
+
+async fn what_is_over_the_prefetch_of_one_receiver_goes_to_another(ctx: Ctx) -> CaseResult {
+    if ctx.probe.receiver.replay {
+        return Err(Failure::Cannot("a log gives what is left of a partition to nobody else"));
+    }
+    let queue = ctx.queue()?;
+    let sender = ctx.sender(&queue).await?;
+    let mut first = open(ctx.receiver(&queue).prefetch(5)).await?;
+    for i in 0..12 {
+        within("a send", sender.send(message(i))).await??;
+    }
+    let held = hold(&mut first, 5).await?;
+    // The first holds five and has not fetched a sixth.
+    let mut second = open(ctx.receiver_of(&ctx.another().await?, &queue)).await?;
+    let mut got = drain(&mut second, 7).await?;
+    for delivery in held {
+        got.push(body(&delivery));
+        delivery.ack();
+    }
+    expect_same(&got, &bodies(12), "both together")?;
+    quiet(&mut second, QUIET).await
+}
+
+async fn a_message_over_the_prefetched_bytes_still_passes(ctx: Ctx) -> CaseResult {
+    let queue = ctx.queue()?;
+    let sender = ctx.sender(&queue).await?;
+    let mut receiver = open(ctx.receiver(&queue).prefetch_bytes(1000)).await?;
+    for i in 0..5 {
+        within("a send", sender.send(message(i).header("pad", "x".repeat(5000)))).await??;
+    }
+    expect_same(&drain(&mut receiver, 5).await?, &bodies(5), "messages larger than what may be prefetched")?;
+    quiet(&mut receiver, QUIET).await
 }
 
 async fn half_of_the_held_answered_lets_the_flow_resume(ctx: Ctx) -> CaseResult {

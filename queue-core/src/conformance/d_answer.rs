@@ -106,9 +106,10 @@ async fn a_retry_comes_again_counted_and_after_the_backoff(ctx: Ctx) -> CaseResu
             delivery.ack();
             continue;
         }
+        let started = Instant::now();
         let answered = delivery.retry();
         ensure!(answered == Answered::Accepted, "a retry came to {answered:?}");
-        quiet(&mut receiver, BACKOFF).await?;
+        quiet(&mut receiver, BACKOFF.saturating_sub(started.elapsed())).await?;
     }
     quiet(&mut receiver, QUIET).await
 }

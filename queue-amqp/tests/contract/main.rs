@@ -1,0 +1,59 @@
+//! Promises of the contract, on a real broker, without the handles.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod addresses;
+mod receiving;
+mod sending;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use queue_amqp::AmqpBroker;
+use queue_core::{Broker, Consumer, Message};
+use tokio::time::timeout;
+
+use crate::common::{Case, receive, run};
+
+fn main() {
+    macro_rules! cases {
+        ($($file:ident::$name:ident),* $(,)?) => { vec![$(Case(stringify!($name), |url| $file::$name(url).boxed_local())),*] };
+    }
+    run(
+        common::URL,
+        cases![
+            receiving::acknowledged_messages_never_come_back,
+            sending::unroutable_messages_in_a_large_batch_are_named_exactly,
+            sending::a_missing_exchange_fails_its_message_alone,
+            receiving::unanswered_messages_come_back_counted,
+            receiving::answers_out_of_order_leave_exactly_the_others,
+            sending::every_header_comes_back_as_it_was,
+            sending::another_client_reads_and_writes_plain_messages,
+            sending::an_oversized_header_fails_its_message_alone,
+            sending::an_expired_message_is_not_delivered,
+            addresses::groups_each_get_everything_and_subscribers_what_is_new,
+            addresses::a_deleted_queue_ends_its_consumer,
+            receiving::a_pause_gives_back_what_is_buffered,
+            receiving::stop_gives_back_and_still_takes_answers,
+            addresses::what_exists_is_taken_as_it_is_unless_it_differs_from_what_was_asked,
+            addresses::wrong_logins_and_addresses_are_told_apart,
+            sending::closing_waits_for_confirmations_and_is_idempotent,
+            receiving::a_small_prefetch_is_kept_and_not_slow,
+        ],
+    );
+}
+
+fn numbered(count: usize) -> Vec<Message> {
+    (0..count).map(|n| Message::new(n.to_string())).collect()
+}
+
+fn native(broker: &Arc<dyn Broker>) -> &AmqpBroker {
+    broker.native().downcast_ref().expect("as documented")
+}
+
+/// Whether nothing comes for a moment. A message that comes later is not seen: use it beside a certain check.
+async fn is_silent(consumer: &Arc<dyn Consumer>) -> bool {
+    timeout(Duration::from_millis(300), receive(consumer)).await.is_err()
+}
