@@ -48,6 +48,8 @@ use crate::sender::{SenderBuilder, SenderConfig};
 pub struct Bindings {
     file: String,
     brokers: BTreeMap<String, Endpoint>,
+    /// The line of each option of each broker; whether its driver knows it shows when it connects.
+    lines: BTreeMap<(String, String), usize>,
     senders: BTreeMap<String, (String, Address, SenderConfig, Options)>,
     receivers: BTreeMap<String, (String, Address, ReceiverConfig, Options)>,
 }
@@ -92,8 +94,7 @@ impl Bindings {
 
     fn read(file: &str, text: &str) -> Result<Self> {
         let place = |error: Error, at: usize| {
-            let line = text[..at.min(text.len())].matches('\n').count() + 1;
-            error.with_operation("configure").with_context("file", file).with_context("line", line)
+            error.with_operation("configure").with_context("file", file).with_context("line", line_of(text, at))
         };
         // The parser's own rendering quotes the line, which may hold a password.
         let parsed: File = toml::from_str(text).map_err(|e| {
@@ -103,10 +104,15 @@ impl Bindings {
         let mut bindings = Self {
             file: file.to_owned(),
             brokers: BTreeMap::new(),
+            lines: BTreeMap::new(),
             senders: BTreeMap::new(),
             receivers: BTreeMap::new(),
         };
         for (name, table) in parsed.brokers {
+            for key in table.keys() {
+                let line = line_of(text, key.span().start);
+                bindings.lines.insert((name.clone(), key.get_ref().clone()), line);
+            }
             let endpoint = broker(&name, table, &place)?;
             bindings.brokers.insert(name, endpoint);
         }
@@ -130,14 +136,26 @@ impl Bindings {
             self.senders.values().map(|s| &s.0).chain(self.receivers.values().map(|r| &r.0)).collect();
         let used = self.brokers.iter().filter(|(name, _)| named.contains(name));
         let clients = try_join_all(used.map(async |(name, endpoint)| {
-            let client = Client::connect_endpoint(endpoint.clone(), drivers).await;
-            client
-                .map(|client| (name.clone(), client))
-                .map_err(|e| e.with_context("binding", format!("brokers.{name}")).with_context("file", &self.file))
+            match Client::connect_endpoint(endpoint.clone(), drivers).await {
+                Ok(client) => Ok((name.clone(), client)),
+                Err(error) => {
+                    let error =
+                        error.with_context("binding", format!("brokers.{name}")).with_context("file", &self.file);
+                    let key = error.context("option").unwrap_or_default().to_owned();
+                    Err(match self.lines.get(&(name.clone(), key.clone())) {
+                        Some(line) => error.with_context("line", line).with_context("key", key),
+                        None => error,
+                    })
+                }
+            }
         }))
         .await?;
         Ok(Connections { bindings: self.clone(), clients: clients.into_iter().collect() })
     }
+}
+
+fn line_of(text: &str, at: usize) -> usize {
+    text[..at.min(text.len())].matches('\n').count() + 1
 }
 
 fn broker(name: &str, table: Table, place: &dyn Fn(Error, usize) -> Error) -> Result<Endpoint> {

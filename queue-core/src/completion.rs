@@ -22,7 +22,7 @@ const ACCEPTED: u16 = 2;
 const FAILED: u16 = 3;
 const TAG: u16 = 3;
 /// In the first slot: every message was accepted at once, without a receipt, and no other slot was touched.
-const ALL: u16 = u16::MAX & !TAG | ACCEPTED;
+const ALL: u16 = !TAG | ACCEPTED;
 
 fn is_final(state: u16) -> bool {
     state & TAG >= ACCEPTED
@@ -294,7 +294,6 @@ pub struct Completion(Target);
 impl Completion {
     /// Makes a completion for `len` messages and the future of its verdicts, for whoever calls a producer without a
     /// [`Sender`](crate::Sender).
-    #[must_use]
     pub fn new(len: usize) -> (Self, BatchVerdict) {
         let block = Block::new(len, 0, Instant::now(), None);
         (Self::whole(&block), BatchVerdict(block))

@@ -85,7 +85,6 @@ impl Ticket {
     }
 
     /// The message is done and does not come again.
-    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
     pub fn ack(mut self) -> Answered {
         match self.held.take() {
             Some(held) => held.fetch.inbox.ack(&held),
@@ -95,13 +94,11 @@ impl Ticket {
 
     /// The message failed and comes again after the default backoff, with the next attempt; after `max_deliveries`
     /// attempts it goes to the dead letters.
-    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
     pub fn retry(self) -> Answered {
         self.answer(|inbox, held| inbox.retry(held, None, "failed"))
     }
 
     /// As [`retry`](Self::retry), after this delay at the earliest.
-    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
     pub fn retry_after(self, delay: Duration) -> Answered {
         self.answer(|inbox, held| inbox.retry(held, Some(delay), "failed"))
     }
@@ -113,7 +110,6 @@ impl Ticket {
     }
 
     /// Gives the message back for another receiver, at once, and not counted as an attempt where the broker can tell.
-    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
     pub fn release(self) -> Answered {
         self.answer(|inbox, held| inbox.release(held))
     }
@@ -213,7 +209,6 @@ fn nothing() -> &'static Message {
 macro_rules! answers {
     ($($(#[$doc:meta])* $name:ident($($arg:ident: $type:ty),*);)*) => {$(
         $(#[$doc])*
-        #[allow(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
         pub fn $name(self, $($arg: $type),*) -> Answered {
             self.0.$name($($arg),*)
         }
@@ -359,7 +354,6 @@ impl Batch {
     }
 
     /// All messages are done and do not come again. `LeaseLost` when at least one was no longer ours.
-    #[expect(clippy::must_use_candidate, reason = "an answer may be given without looking at what came of it")]
     pub fn ack(mut self) -> Answered {
         let Some(fetch) = self.fetch.take() else { return Answered::Accepted };
         let items = std::mem::take(&mut self.items);

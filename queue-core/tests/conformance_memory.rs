@@ -28,6 +28,11 @@ impl Harness for Memory {
     fn suffix(&self) -> &str {
         self.suffix
     }
+
+    // Most of them wait for a clock.
+    fn threads(&self) -> usize {
+        32
+    }
 }
 
 fn main() -> ExitCode {

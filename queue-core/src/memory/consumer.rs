@@ -152,9 +152,7 @@ impl Consumer for MemoryConsumer {
 
     async fn close(&self, _deadline: Instant) -> CloseReport {
         self.stop().await;
-        let mut report = CloseReport::default();
-        report.unanswered = self.leave();
-        report
+        CloseReport { unanswered: self.leave(), ..CloseReport::default() }
     }
 }
 

@@ -1,0 +1,372 @@
+//! Receiving and answering.
+
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures::task::AtomicWaker;
+use futures::{FutureExt, Stream};
+use lapin::Channel;
+use lapin::options::{BasicNackOptions, BasicQosOptions, BasicRejectOptions};
+use parking_lot::Mutex;
+use queue_core::{
+    AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Events,
+    Position, Received, Result, Settled, Source,
+};
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
+
+use crate::broker::Shared as BrokerShared;
+use crate::convert::incoming;
+use crate::error::within;
+use crate::ledger::Ledger;
+use crate::link::Task;
+use crate::subscription;
+
+/// Waits for an answer while closing, also when the deadline has passed.
+const LAST_WORD: Duration = Duration::from_millis(100);
+
+/// Receives from one queue, on a channel of its own.
+pub(crate) struct AmqpConsumer {
+    capabilities: Arc<Capabilities>,
+    pub(crate) inbox: Arc<Inbox>,
+    driver: Mutex<Option<Task>>,
+}
+
+/// What the handle and the task behind it share.
+pub(crate) struct Inbox {
+    pub(crate) source: Source,
+    pub(crate) prefetch: u16,
+    pub(crate) state: Mutex<State>,
+    /// Wakes whoever polls.
+    pub(crate) poller: AtomicWaker,
+    /// Wakes the task behind.
+    pub(crate) work: Notify,
+    /// Tells that what was wanted was done.
+    pub(crate) done: Notify,
+    pub(crate) events: Events,
+    pub(crate) broker: Arc<BrokerShared>,
+}
+
+/// What the application wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    Messages,
+    Pause,
+    Stop,
+}
+
+pub(crate) struct State {
+    /// Counts channels; part of each token.
+    pub(crate) epoch: u64,
+    pub(crate) channel: Option<Channel>,
+    pub(crate) stream: Option<lapin::Consumer>,
+    pub(crate) ledger: Ledger,
+    pub(crate) want: Want,
+    /// Why there will be no more messages.
+    pub(crate) failed: Option<Error>,
+    /// Whether acknowledgements wait for the task to write them.
+    pub(crate) armed: bool,
+    /// Whether answers were given since the last flush.
+    pub(crate) unflushed: bool,
+    /// Why answers may not have reached the broker.
+    pub(crate) lost: Option<Error>,
+    /// Messages given back that were not handed out.
+    pub(crate) released: usize,
+    /// Whether the subscription is being ended.
+    pub(crate) cancelling: bool,
+    pub(crate) closed: bool,
+}
+
+impl State {
+    pub(crate) fn is_alive(&self) -> bool {
+        self.channel.as_ref().is_some_and(|c| c.status().connected())
+    }
+
+    /// Lets go of the channel; its tokens are stale from here on.
+    pub(crate) fn lose_channel(&mut self, prefetch: u16) {
+        self.channel = None;
+        self.stream = None;
+        self.epoch += 1;
+        self.ledger = Ledger::new(prefetch.into());
+        if std::mem::take(&mut self.unflushed) {
+            let error = Error::new(ErrorKind::Connection, "the connection broke; answers may be lost with it");
+            self.lost = Some(error.with_operation("flush"));
+        }
+    }
+
+    /// Writes the acknowledgements that wait.
+    pub(crate) fn write(&mut self) {
+        if self.ledger.acked() > 0
+            && let Some(channel) = &self.channel
+        {
+            self.ledger.write(channel);
+        }
+    }
+}
+
+impl AmqpConsumer {
+    pub(crate) async fn open(
+        broker: &Arc<BrokerShared>,
+        source: &Source,
+        options: &ConsumerOptions,
+        capabilities: Arc<Capabilities>,
+    ) -> Result<Arc<Self>> {
+        let prefetch = u16::try_from(options.prefetch.max(1)).unwrap_or(u16::MAX);
+        let inbox = Arc::new(Inbox {
+            source: source.clone(),
+            prefetch,
+            state: Mutex::new(State {
+                epoch: 0,
+                channel: None,
+                stream: None,
+                ledger: Ledger::new(prefetch.into()),
+                want: Want::Messages,
+                failed: None,
+                armed: false,
+                unflushed: false,
+                lost: None,
+                released: 0,
+                cancelling: false,
+                closed: false,
+            }),
+            poller: AtomicWaker::new(),
+            work: Notify::new(),
+            done: Notify::new(),
+            events: options.events.clone(),
+            broker: broker.clone(),
+        });
+        let mut sessions = broker.consume.sessions();
+        subscription::connect(&inbox, &mut sessions).await?;
+        let driver = Task(tokio::spawn(subscription::drive(inbox.clone(), sessions)));
+        Ok(Arc::new(Self { capabilities, inbox, driver: Mutex::new(Some(driver)) }))
+    }
+
+    /// Makes the task behind do what is wanted, and waits for it.
+    async fn want(&self, want: Want, deadline: Instant) {
+        {
+            let mut state = self.inbox.state.lock();
+            if state.want == Want::Stop && want != Want::Stop {
+                return;
+            }
+            state.want = want;
+        }
+        self.inbox.work.notify_one();
+        self.inbox.poller.wake();
+        loop {
+            let done = self.inbox.done.notified();
+            tokio::pin!(done);
+            done.as_mut().enable();
+            {
+                let state = self.inbox.state.lock();
+                if state.stream.is_none() && !state.cancelling || state.closed || !state.is_alive() {
+                    return;
+                }
+            }
+            if timeout_at(deadline, done).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Consumer for AmqpConsumer {
+    fn capabilities(&self) -> Arc<Capabilities> {
+        self.capabilities.clone()
+    }
+
+    fn poll_receive(&self, cx: &mut Context<'_>, max: NonZeroUsize, into: &mut Vec<Received>) -> Poll<Result<()>> {
+        self.inbox.poller.register(cx.waker());
+        let mut guard = self.inbox.state.lock();
+        let state = &mut *guard;
+        if state.closed || state.want == Want::Stop {
+            return Poll::Ready(Err(Error::closed("consumer")));
+        }
+        if let Some(error) = &state.failed {
+            return Poll::Ready(Err(error.clone()));
+        }
+        if !state.is_alive() {
+            // What is buffered will be delivered again.
+            if state.stream.take().is_some() {
+                self.inbox.work.notify_one();
+            }
+            return Poll::Pending;
+        }
+        let before = into.len();
+        while into.len() - before < max.get()
+            && let Some(stream) = &mut state.stream
+        {
+            match Pin::new(stream).poll_next(cx) {
+                Poll::Ready(Some(Ok(delivery))) => {
+                    let tag = delivery.delivery_tag;
+                    state.ledger.hand_out(tag);
+                    let (message, attempt) = incoming(delivery);
+                    into.push(Received {
+                        message: Ok(message),
+                        token: AckToken(state.epoch, tag),
+                        attempt,
+                        lease: None,
+                        position: Position::default(),
+                    });
+                }
+                // Cancelled by the server, or the channel broke: the task behind finds out.
+                Poll::Ready(Some(Err(_)) | None) => {
+                    state.stream = None;
+                    self.inbox.work.notify_one();
+                }
+                Poll::Pending => break,
+            }
+        }
+        if into.len() > before {
+            return Poll::Ready(Ok(()));
+        }
+        // Nothing to do: the time to tell what was done.
+        state.write();
+        Poll::Pending
+    }
+
+    fn ack(&self, tokens: &[AckToken]) -> AckReport {
+        let mut report = AckReport::default();
+        let mut guard = self.inbox.state.lock();
+        let state = &mut *guard;
+        let alive = state.is_alive();
+        for (index, token) in tokens.iter().enumerate() {
+            if !alive || token.0 != state.epoch || !state.ledger.ack(token.1) {
+                report.stale.push(index);
+            }
+        }
+        state.unflushed |= report.stale.len() < tokens.len();
+        if state.ledger.is_due() {
+            state.write();
+        } else if state.ledger.acked() > 0 && !std::mem::replace(&mut state.armed, true) {
+            self.inbox.work.notify_one();
+        }
+        report
+    }
+
+    fn settle(&self, answers: Vec<Answer>) -> Settled {
+        let mut settled = Settled::default();
+        let mut guard = self.inbox.state.lock();
+        let state = &mut *guard;
+        let alive = state.is_alive();
+        for (index, answer) in answers.into_iter().enumerate() {
+            let AckToken(epoch, tag) = answer.token();
+            let current = alive && epoch == state.epoch;
+            let taken = match answer {
+                // Held for as long as the connection lasts.
+                Answer::Extend(..) => current && state.ledger.holds(tag),
+                _ => current && state.ledger.settle(tag),
+            };
+            let Some(channel) = state.channel.as_ref().filter(|_| taken) else {
+                settled.stale.push(index);
+                continue;
+            };
+            // With the client when the first poll returns.
+            match answer {
+                Answer::Release(_) => {
+                    let _ = channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).now_or_never();
+                }
+                Answer::Retry(..) => {
+                    let _ = channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never();
+                }
+                _ => {}
+            }
+            state.unflushed = true;
+        }
+        settled
+    }
+
+    fn holds(&self, token: AckToken) -> bool {
+        let state = self.inbox.state.lock();
+        state.is_alive() && token.0 == state.epoch && state.ledger.holds(token.1)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        self.flush_until(Instant::now() + self.inbox.broker.timeout).await
+    }
+
+    fn set_paused(&self, paused: bool) {
+        let mut state = self.inbox.state.lock();
+        if state.want != Want::Stop {
+            state.want = if paused { Want::Pause } else { Want::Messages };
+            drop(state);
+            self.inbox.work.notify_one();
+        }
+    }
+
+    async fn stop(&self) {
+        self.want(Want::Stop, Instant::now() + self.inbox.broker.timeout).await;
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        let mut report = CloseReport::default();
+        if self.inbox.state.lock().closed {
+            return report;
+        }
+        self.want(Want::Stop, deadline).await;
+        if let Err(error) = self.flush_until(deadline).await {
+            report.errors.push(error);
+        }
+        drop(self.driver.lock().take());
+        let channel = {
+            let mut state = self.inbox.state.lock();
+            if std::mem::replace(&mut state.closed, true) {
+                return CloseReport::default();
+            }
+            report.unanswered = state.ledger.held();
+            report.released = state.released;
+            state.unflushed = false;
+            let channel = state.channel.take();
+            state.lose_channel(self.inbox.prefetch);
+            channel
+        };
+        self.inbox.poller.wake();
+        if let Some(channel) = channel
+            && channel.status().connected()
+        {
+            // The broker gives unanswered messages to others when the channel is closed.
+            let until = deadline.max(Instant::now() + LAST_WORD);
+            if let Err(error) = within(until, "close", channel.close(200, "OK".into())).await {
+                report.errors.push(error);
+            }
+        }
+        report
+    }
+}
+
+impl AmqpConsumer {
+    async fn flush_until(&self, deadline: Instant) -> Result<()> {
+        let (channel, epoch) = {
+            let mut state = self.inbox.state.lock();
+            if let Some(error) = state.lost.take() {
+                return Err(error);
+            }
+            if !state.unflushed {
+                return Ok(());
+            }
+            state.write();
+            (state.channel.clone(), state.epoch)
+        };
+        let Some(channel) = channel else {
+            return Err(Error::new(ErrorKind::Connection, "the connection broke").with_operation("flush"));
+        };
+        // The broker answers in order: what was written before, it has seen.
+        within(deadline, "flush", channel.basic_qos(self.inbox.prefetch, BasicQosOptions { global: false })).await?;
+        let mut state = self.inbox.state.lock();
+        if state.epoch == epoch && state.ledger.acked() == 0 {
+            state.unflushed = false;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for AmqpConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpConsumer").field("source", &self.inbox.source).finish_non_exhaustive()
+    }
+}

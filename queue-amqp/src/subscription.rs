@@ -1,0 +1,170 @@
+//! The task behind a consumer: it subscribes, again after every loss, and does what takes a round trip.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::{FutureExt, StreamExt};
+use lapin::Channel;
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::types::{FieldTable, ShortString};
+use queue_core::{Error, ErrorKind, EventKind, Result};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use crate::consumer::{Inbox, Want};
+use crate::convert::short;
+use crate::error::{is_final, within};
+use crate::ledger::Ledger;
+use crate::link::{Session, open_channel};
+use crate::topology::bind;
+
+/// Longest time that an acknowledgement waits for others to be written with.
+const MAX_AGE: Duration = Duration::from_millis(5);
+/// Wait before another attempt to subscribe.
+const AGAIN: Duration = Duration::from_millis(200);
+
+type Sessions = watch::Receiver<Option<Arc<Session>>>;
+
+/// What the task does next.
+enum Step {
+    Connect,
+    Subscribe(Channel),
+    Cancel(Channel, lapin::Consumer),
+    Wait { armed: bool },
+}
+
+/// Keeps a subscription until the task is ended, or nothing but a person can help.
+pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
+    loop {
+        // Before looking, so that no loss is missed.
+        sessions.mark_unchanged();
+        let result = match next(&inbox) {
+            Step::Connect => connect(&inbox, &mut sessions).await,
+            Step::Subscribe(channel) => subscribe(&inbox, channel).await,
+            Step::Cancel(channel, stream) => {
+                cancel(&inbox, &channel, stream).await;
+                Ok(())
+            }
+            Step::Wait { armed } => {
+                tokio::select! {
+                    () = inbox.work.notified() => {}
+                    _ = sessions.changed() => {}
+                    () = sleep(MAX_AGE), if armed => {
+                        let mut state = inbox.state.lock();
+                        state.armed = false;
+                        state.write();
+                    }
+                }
+                Ok(())
+            }
+        };
+        inbox.done.notify_waiters();
+        let Err(error) = result else { continue };
+        if is_final(&error) {
+            inbox.state.lock().failed = Some(error);
+            inbox.poller.wake();
+            return;
+        }
+        tracing::debug!(%error, source = %inbox.source, "subscribing again failed");
+        sleep(AGAIN).await;
+    }
+}
+
+fn next(inbox: &Inbox) -> Step {
+    let mut guard = inbox.state.lock();
+    let state = &mut *guard;
+    if !state.is_alive() {
+        if state.channel.is_some() {
+            state.lose_channel(inbox.prefetch);
+        }
+        // Once stopped, there is nothing to come back for.
+        return if state.want == Want::Stop { Step::Wait { armed: false } } else { Step::Connect };
+    }
+    let Some(channel) = state.channel.clone() else { return Step::Connect };
+    match (state.want, state.stream.take()) {
+        (Want::Messages, None) if inbox.source.queue_name().is_none() => {
+            // The queue was this channel's own, and is gone.
+            state.lose_channel(inbox.prefetch);
+            Step::Connect
+        }
+        (Want::Messages, None) => Step::Subscribe(channel),
+        (Want::Messages, stream) => {
+            state.stream = stream;
+            Step::Wait { armed: state.armed }
+        }
+        (Want::Pause | Want::Stop, Some(stream)) => {
+            state.cancelling = true;
+            Step::Cancel(channel, stream)
+        }
+        (Want::Pause | Want::Stop, None) => Step::Wait { armed: state.armed },
+    }
+}
+
+/// Opens a channel and subscribes.
+pub(crate) async fn connect(inbox: &Inbox, sessions: &mut Sessions) -> Result<()> {
+    let deadline = Instant::now() + inbox.broker.timeout;
+    let channel = open_channel(sessions, deadline).await?;
+    within(deadline, "subscribe", channel.basic_qos(inbox.prefetch, BasicQosOptions { global: false })).await?;
+    let again = {
+        let mut state = inbox.state.lock();
+        state.epoch += 1;
+        state.ledger = Ledger::new(inbox.prefetch.into());
+        state.channel = Some(channel.clone());
+        state.epoch > 1
+    };
+    let subscribed = subscribe(inbox, channel).await;
+    if subscribed.is_err() {
+        inbox.state.lock().lose_channel(inbox.prefetch);
+    } else if again && inbox.source.queue_name().is_none() {
+        let error = Error::new(ErrorKind::Connection, "a topic without a group keeps nothing while disconnected");
+        inbox.events.emit(EventKind::Gap, &inbox.source.to_string(), Some(error));
+    }
+    subscribed
+}
+
+async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
+    let deadline = Instant::now() + inbox.broker.timeout;
+    let queue = match inbox.source.queue_name() {
+        Some(name) => short(&name)?,
+        None => own_queue(inbox, &channel, deadline).await?,
+    };
+    let consume = channel.basic_consume(
+        queue.clone(),
+        ShortString::default(),
+        BasicConsumeOptions::default(),
+        FieldTable::default(),
+    );
+    let stream = within(deadline, "subscribe", consume).await.map_err(|e| e.with_context("queue", queue.as_str()))?;
+    inbox.state.lock().stream = Some(stream);
+    inbox.poller.wake();
+    Ok(())
+}
+
+/// Makes the queue of a topic's receiver without a group, which ends with the connection.
+async fn own_queue(inbox: &Inbox, channel: &Channel, deadline: Instant) -> Result<ShortString> {
+    let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
+    let declared = channel.queue_declare(ShortString::default(), options, FieldTable::default());
+    let queue = within(deadline, "subscribe", declared).await?.name().clone();
+    bind(channel, queue.as_str(), inbox.source.address.name(), deadline).await?;
+    Ok(queue)
+}
+
+/// Ends the subscription and gives back what was not handed out. What was handed out can still be answered.
+async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer) {
+    let deadline = Instant::now() + inbox.broker.timeout;
+    let cancelled = within(deadline, "cancel", channel.basic_cancel(stream.tag(), BasicCancelOptions::default())).await;
+    let mut state = inbox.state.lock();
+    state.cancelling = false;
+    if let Err(error) = cancelled {
+        // Without the channel nothing is delivered either.
+        tracing::debug!(%error, source = %inbox.source, "cancelling failed");
+        state.lose_channel(inbox.prefetch);
+        return;
+    }
+    while let Some(Some(Ok(delivery))) = stream.next().now_or_never() {
+        let tag = delivery.delivery_tag;
+        state.ledger.gave_back(tag);
+        state.released += 1;
+        let _ = channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).now_or_never();
+    }
+}

@@ -1,0 +1,134 @@
+//! What the tests against a real broker share.
+
+use std::future::{Future, poll_fn};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use libtest_mimic::{Arguments, Trial};
+use queue_amqp::{AmqpBroker, DRIVER};
+use queue_core::{
+    Address, Broker, Completion, Consumer, ConsumerOptions, Endpoint, Entry, Error, Events, Message, Producer,
+    ProducerOptions, Received, Source, Topology,
+};
+use tokio::time::timeout;
+
+/// The variable with the broker's URL.
+pub const URL: &str = "ANYQUEUE_TEST_AMQP_URL";
+/// Longest wait for anything.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A test: its name, and what it does with the broker at a URL.
+pub struct Case(pub &'static str, pub fn(String) -> futures::future::LocalBoxFuture<'static, ()>);
+
+/// Runs the cases, or reports them as ignored when there is no broker.
+pub fn run(variable: &str, cases: Vec<Case>) {
+    let mut arguments = Arguments::from_args();
+    // The broker and the machine are shared.
+    arguments.test_threads.get_or_insert(2);
+    let url = std::env::var(variable).ok();
+    if url.is_none() {
+        eprintln!("ignored: {variable} is not set");
+    }
+    let trials = cases.into_iter().map(|Case(name, body)| {
+        let url = url.clone();
+        let ignored = url.is_none();
+        Trial::test(name, move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            runtime.block_on(body(url.unwrap_or_default()));
+            Ok(())
+        })
+        .with_ignored_flag(ignored)
+    });
+    libtest_mimic::run(&arguments, trials.collect()).exit();
+}
+
+/// A name that nobody used.
+pub fn unique(name: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    format!("t-{name}-{:x}-{}", now.as_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+pub async fn connect(url: &str) -> Result<Arc<dyn Broker>, Error> {
+    let endpoint: Endpoint = url.parse()?;
+    (DRIVER.connect)(endpoint, Events::new()).await
+}
+
+pub fn native(broker: &Arc<dyn Broker>) -> &AmqpBroker {
+    broker.native().downcast_ref().expect("as documented")
+}
+
+/// Declares a fresh queue.
+pub async fn queue(broker: &Arc<dyn Broker>, name: &str) -> Address {
+    let address = Address::queue(&unique(name)).unwrap();
+    broker.declare(&Topology::from_iter([Entry::new(address.clone())])).await.unwrap();
+    address
+}
+
+pub async fn producer(broker: &Arc<dyn Broker>, address: &Address) -> Arc<dyn Producer> {
+    broker.producer(address, &ProducerOptions::default()).await.unwrap()
+}
+
+pub async fn consumer(broker: &Arc<dyn Broker>, address: &Address) -> Arc<dyn Consumer> {
+    broker.consumer(&Source::new(address.clone()), &ConsumerOptions::default()).await.unwrap()
+}
+
+/// Sends and waits for every verdict: the error of each message, `None` where there is none.
+pub async fn send(producer: &Arc<dyn Producer>, batch: Vec<Message>) -> Vec<Option<Error>> {
+    let mut verdicts = vec![None; batch.len()];
+    let (done, verdict) = Completion::new(batch.len());
+    producer.send(batch, done);
+    if let Err(error) = soon(verdict).await {
+        for (index, error) in error.failures() {
+            verdicts[index] = Some(error);
+        }
+    }
+    verdicts
+}
+
+pub async fn send_all(producer: &Arc<dyn Producer>, batch: Vec<Message>) {
+    for failure in send(producer, batch).await {
+        assert!(failure.is_none(), "{failure:?}");
+    }
+}
+
+/// Receives what is there, at least one.
+pub async fn receive(consumer: &Arc<dyn Consumer>) -> Result<Vec<Received>, Error> {
+    let mut into = Vec::new();
+    poll_fn(|cx| consumer.poll_receive(cx, NonZeroUsize::new(1000).unwrap(), &mut into)).await?;
+    Ok(into)
+}
+
+/// Receives exactly so many.
+pub async fn receive_count(consumer: &Arc<dyn Consumer>, count: usize) -> Vec<Received> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        all.extend(soon(receive(consumer)).await.unwrap());
+    }
+    assert_eq!(all.len(), count);
+    all
+}
+
+/// Whether nothing comes for a moment. A message that comes later is not seen: use it beside a certain check.
+pub async fn is_silent(consumer: &Arc<dyn Consumer>) -> bool {
+    timeout(Duration::from_millis(300), receive(consumer)).await.is_err()
+}
+
+pub fn text(received: &Received) -> String {
+    received.message.as_ref().unwrap().text().unwrap().to_owned()
+}
+
+pub async fn soon<T>(future: impl Future<Output = T>) -> T {
+    timeout(PATIENCE, future).await.expect("in time")
+}
+
+/// Waits for a condition.
+pub async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+    let end = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < end, "not in time: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

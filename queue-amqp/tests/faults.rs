@@ -1,0 +1,276 @@
+//! Faults of a real broker of the tests' own: it is killed, frozen, blocked, and closes connections.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{
+    Case, PATIENCE, connect, consumer, producer, queue, receive, receive_count, run, send, send_all, soon, text,
+    unique, until,
+};
+use futures::FutureExt;
+use queue_amqp::DRIVER;
+use queue_core::{
+    Address, Broker, Completion, ConsumerOptions, Endpoint, Entry, ErrorKind, EventKind, Events, HealthState, Message,
+    Outcome, Source, Topology,
+};
+use tokio::process::Command;
+use tokio::time::{Instant, sleep};
+
+/// A port that the brokers of other tests do not use.
+const PORT: &str = "5692";
+/// How late RabbitMQ before 3.13.3 writes down that a queue exists, with room.
+const WRITTEN: Duration = Duration::from_secs(2);
+
+fn main() {
+    macro_rules! cases {
+        ($($name:ident),* $(,)?) => { vec![$(Case(stringify!($name), |_| alone($name()).boxed_local())),*] };
+    }
+    run(
+        common::URL,
+        cases![
+            killing_the_broker_loses_nothing_confirmed,
+            tokens_of_a_lost_connection_touch_nothing,
+            connections_closed_by_the_server_come_back,
+            a_blocked_connection_is_seen_and_keeps_its_messages,
+            a_frozen_broker_is_an_error_in_time,
+        ],
+    );
+}
+
+/// One fault at a time.
+async fn alone(case: impl Future<Output = ()>) {
+    static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _one = ONE.lock().await;
+    brokers(&["up", "rabbitmq"]).await;
+    let result = std::panic::AssertUnwindSafe(case).catch_unwind().await;
+    brokers(&["down", "rabbitmq"]).await;
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+async fn brokers(arguments: &[&str]) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let output = Command::new(root.join("scripts/brokers"))
+        .args(arguments)
+        .env("ANYQUEUE_RABBITMQ_PORT", PORT)
+        .env("ANYQUEUE_BROKERS_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("amqp-faults"))
+        .output()
+        .await
+        .unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+async fn tool(arguments: &[&str]) {
+    brokers(&[&["tool", "rabbitmq"], arguments].concat()).await;
+}
+
+fn url() -> String {
+    format!("amqp://guest:guest@127.0.0.1:{PORT}?heartbeat=1s&operation_timeout=5s&max_backoff=500ms")
+}
+
+async fn connect_with(events: Events) -> Arc<dyn Broker> {
+    let endpoint: Endpoint = url().parse().unwrap();
+    (DRIVER.connect)(endpoint, events).await.unwrap()
+}
+
+fn numbered(count: usize) -> Vec<Message> {
+    (0..count).map(|n| Message::new(n.to_string())).collect()
+}
+
+async fn restart() {
+    brokers(&["kill", "rabbitmq"]).await;
+    brokers(&["start", "rabbitmq"]).await;
+}
+
+async fn killing_the_broker_loses_nothing_confirmed() {
+    let broker = connect(&url()).await.unwrap();
+    let address = queue(&broker, "kill").await;
+    sleep(WRITTEN).await;
+    let sending = Arc::new(AtomicBool::new(true));
+    let sender = producer(&broker, &address).await;
+    let sent = tokio::spawn({
+        let sending = sending.clone();
+        async move {
+            let (mut confirmed, mut unknown, mut next) = (BTreeSet::new(), 0, 0_u32);
+            while sending.load(Ordering::Relaxed) {
+                let names: Vec<_> = (next..next + 100).map(|n| n.to_string()).collect();
+                next += 100;
+                let verdicts = send(&sender, names.iter().cloned().map(Message::new).collect()).await;
+                let mut refused = false;
+                for (name, verdict) in names.into_iter().zip(verdicts) {
+                    match verdict {
+                        None => drop(confirmed.insert(name)),
+                        Some(error) => {
+                            assert_eq!(error.kind(), ErrorKind::Connection, "{error:?}");
+                            unknown += usize::from(error.outcome() == Outcome::Unknown);
+                            refused |= error.outcome() == Outcome::NotSent;
+                        }
+                    }
+                }
+                if refused {
+                    sleep(Duration::from_millis(20)).await;
+                }
+            }
+            (confirmed, unknown)
+        }
+    });
+    let receiver = consumer(&broker, &address).await;
+    let received = Arc::new(parking_lot::Mutex::new(BTreeSet::new()));
+    let reader = tokio::spawn({
+        let (receiver, received) = (receiver.clone(), received.clone());
+        async move {
+            while let Ok(batch) = receive(&receiver).await {
+                for one in batch {
+                    // What the ack does not reach comes again.
+                    if receiver.ack(&[one.token]).stale.is_empty() {
+                        received.lock().insert(text(&one));
+                    }
+                }
+            }
+        }
+    });
+    for round in 1..=3 {
+        let before = received.lock().len();
+        until("messages flow", async || received.lock().len() > before + 1000).await;
+        restart().await;
+        eprintln!("restart {round}");
+    }
+    let before = received.lock().len();
+    until("messages flow again", async || received.lock().len() > before + 1000).await;
+    sending.store(false, Ordering::Relaxed);
+    let (confirmed, unknown) = soon(sent).await.unwrap();
+    until("everything confirmed arrives", async || confirmed.is_subset(&received.lock())).await;
+    eprintln!("{} confirmed, {unknown} unknown, {} received", confirmed.len(), received.lock().len());
+    receiver.close(Instant::now() + PATIENCE).await;
+    soon(reader).await.unwrap();
+}
+
+async fn tokens_of_a_lost_connection_touch_nothing() {
+    let events = Events::new();
+    let broker = connect_with(events.clone()).await;
+    let address = queue(&broker, "stale").await;
+    sleep(WRITTEN).await;
+    let sender = producer(&broker, &address).await;
+    let receiver = consumer(&broker, &address).await;
+    send_all(&sender, numbered(10)).await;
+    let old = receive_count(&receiver, 10).await;
+    assert!(receiver.ack(&[old[9].token]).stale.is_empty());
+    receiver.flush().await.unwrap();
+    let mut heard = events.listen();
+
+    brokers(&["kill", "rabbitmq"]).await;
+    until("health is red", async || broker.health().state == HealthState::Down).await;
+    let start = Instant::now();
+    let verdict = send(&sender, numbered(1)).await.remove(0).unwrap();
+    assert_eq!((verdict.kind(), verdict.outcome()), (ErrorKind::Connection, Outcome::NotSent));
+    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(!receiver.holds(old[0].token));
+    let tokens: Vec<_> = old.iter().map(|r| r.token).collect();
+    assert_eq!(receiver.ack(&tokens).stale.len(), 10);
+    brokers(&["start", "rabbitmq"]).await;
+
+    let new = receive_count(&receiver, 9).await;
+    assert!(new.iter().all(|r| r.attempt == 2), "{:?}", new.iter().map(|r| r.attempt).collect::<Vec<_>>());
+    assert_eq!(receiver.ack(&tokens).stale.len(), 10);
+    assert!(new.iter().all(|r| receiver.holds(r.token)));
+    for one in &new[..4] {
+        assert!(receiver.ack(&[one.token]).stale.is_empty());
+    }
+    receiver.flush().await.unwrap();
+    assert_eq!(receiver.close(Instant::now() + PATIENCE).await.unanswered, 5);
+    let other = consumer(&broker, &address).await;
+    let left: BTreeSet<_> = receive_count(&other, 5).await.iter().map(text).collect();
+    assert_eq!(left, new[4..].iter().map(text).collect());
+    until("health is green", async || broker.health().is_up()).await;
+    let mut seen = (0, 0);
+    while seen.0 < 2 || seen.1 < 2 {
+        match soon(heard.next()).await.unwrap().kind {
+            EventKind::Disconnected => seen.0 += 1,
+            EventKind::Connected => seen.1 += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+async fn connections_closed_by_the_server_come_back() {
+    let broker = connect(&url()).await.unwrap();
+    let address = queue(&broker, "closed").await;
+    let topic = Address::topic(&unique("closed")).unwrap();
+    broker.declare(&Topology::from_iter([Entry::new(topic.clone())])).await.unwrap();
+    let (sender, teller) = (producer(&broker, &address).await, producer(&broker, &topic).await);
+    let receiver = consumer(&broker, &address).await;
+    let anonymous = broker.consumer(&Source::new(topic.clone()), &ConsumerOptions::default()).await.unwrap();
+    for round in 0..3 {
+        tool(&["close_all_connections", "test"]).await;
+        until("a message goes through", async || send(&sender, numbered(1)).await[0].is_none()).await;
+        let got = soon(receive(&receiver)).await.unwrap().remove(0);
+        receiver.ack(&[got.token]);
+        let name = round.to_string();
+        // A topic keeps nothing for a receiver without a group until it is back.
+        let heard = async || {
+            let told = send(&teller, vec![Message::new(name.clone())]).await[0].is_none();
+            told && tokio::time::timeout(Duration::from_millis(50), receive(&anonymous)).await.is_ok()
+        };
+        until("the subscriber hears again", heard).await;
+        broker.ping().await.unwrap();
+    }
+}
+
+async fn a_blocked_connection_is_seen_and_keeps_its_messages() {
+    let events = Events::new();
+    let broker = connect_with(events.clone()).await;
+    let address = queue(&broker, "blocked").await;
+    let sender = producer(&broker, &address).await;
+    let receiver = consumer(&broker, &address).await;
+    let mut heard = events.listen();
+    tool(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await;
+    // The first message meets the alarm.
+    let (done, first) = Completion::new(1);
+    sender.send(numbered(1), done);
+    while soon(heard.next()).await.unwrap().kind != EventKind::Blocked {}
+    assert_eq!(broker.health().state, HealthState::Down);
+    let (done, second) = Completion::new(1);
+    sender.send(numbered(1), done);
+    // The other connection goes on.
+    broker.ping().await.unwrap();
+    tool(&["set_vm_memory_high_watermark", "0.4"]).await;
+    let verdicts = [soon(first).await, soon(second).await];
+    for verdict in verdicts {
+        assert!(verdict.is_ok(), "{verdict:?}");
+    }
+    until("health is green", async || broker.health().is_up()).await;
+    receive_count(&receiver, 2).await;
+}
+
+async fn a_frozen_broker_is_an_error_in_time() {
+    let broker = connect(&url()).await.unwrap();
+    let address = queue(&broker, "frozen").await;
+    let sender = producer(&broker, &address).await;
+    let receiver = consumer(&broker, &address).await;
+    send_all(&sender, numbered(1)).await;
+    let held = receive_count(&receiver, 1).await;
+    receiver.ack(&[held[0].token]);
+    brokers(&["freeze", "rabbitmq"]).await;
+    let start = Instant::now();
+    let (done, verdict) = Completion::new(1);
+    sender.send(numbered(1), done);
+    let source = Source::new(address.clone());
+    let (ping, flush, stats) = tokio::join!(broker.ping(), receiver.flush(), broker.stats(&source));
+    let kinds = [ping.unwrap_err().kind(), flush.unwrap_err().kind(), stats.unwrap_err().kind()];
+    assert!(kinds.iter().all(|k| matches!(k, ErrorKind::Timeout | ErrorKind::Connection)), "{kinds:?}");
+    let failure = soon(verdict).await.unwrap_err().failures().remove(0).1;
+    assert_eq!((failure.kind(), failure.outcome()), (ErrorKind::Connection, Outcome::Unknown));
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+    assert_eq!(broker.health().state, HealthState::Down);
+    let report = receiver.close(Instant::now() + Duration::from_secs(1)).await;
+    assert!(!report.is_clean());
+    brokers(&["thaw", "rabbitmq"]).await;
+    until("health is green", async || broker.health().is_up()).await;
+    until("a message goes through", async || send(&sender, numbered(1)).await[0].is_none()).await;
+}

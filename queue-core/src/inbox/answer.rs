@@ -1,0 +1,277 @@
+//! Answers: acks, retries, dead letters, releases.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::{COPY_RETRY_MAX, COPY_RETRY_MIN, Done, Held, Inbox, Run};
+use crate::capability::RetryVia;
+use crate::consumer::{Answer, Received};
+use crate::dead_letter::{self, Reason};
+use crate::delivery::{Answered, hold};
+use crate::event::{EventKind, HealthState};
+use crate::lease::Fetch;
+use crate::message::Message;
+use crate::outbox::Outbox;
+
+impl Inbox {
+    pub(super) fn spawn<F, Fut>(self: &Arc<Self>, work: F)
+    where
+        F: FnOnce(Arc<Self>) -> Fut,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        self.pending.fetch_add(1, Ordering::AcqRel);
+        let done = Done(self.clone());
+        let work = work(self.clone());
+        self.runtime.spawn(async move {
+            let _done = done;
+            work.await;
+        });
+    }
+
+    /// A message is answered for good, or is not ours any more.
+    pub(crate) fn finish(&self, held: &Held) {
+        held.fetch.close(held.index);
+        if let Some(lane) = self.lane(&held.message) {
+            let mut local = self.local.lock();
+            let next = local.lanes.get_mut(&lane).and_then(VecDeque::pop_front);
+            match next {
+                Some(next) => {
+                    drop(local);
+                    self.hand_out(next);
+                }
+                None => drop(local.lanes.remove(&lane)),
+            }
+        }
+        self.answered(1, held.size());
+    }
+
+    pub(crate) fn answered(&self, count: usize, bytes: usize) {
+        self.unanswered_bytes.fetch_sub(bytes, Ordering::AcqRel);
+        let left = self.unanswered.fetch_sub(count, Ordering::AcqRel) - count;
+        if self.starved.load(Ordering::Acquire) && self.starved.swap(false, Ordering::AcqRel) {
+            self.poller.wake();
+        }
+        if left <= self.buffered.load(Ordering::Acquire) && !self.is_running() {
+            self.idle.notify_waiters();
+        }
+    }
+
+    pub(crate) fn ack(&self, held: &Held) -> Answered {
+        let stale = self.consumer.ack(&[held.token]).stale;
+        self.finish(held);
+        if stale.is_empty() { Answered::Accepted } else { Answered::LeaseLost }
+    }
+
+    pub(crate) fn ack_batch(&self, fetch: &Arc<Fetch>, first: u32, items: Vec<Received>) -> Answered {
+        if self.per_key() {
+            // Each lane is freed in turn.
+            let mut all = Answered::Accepted;
+            for (index, item) in (first..).zip(items) {
+                if self.ack(&hold(fetch, index, item)) != Answered::Accepted {
+                    all = Answered::LeaseLost;
+                }
+            }
+            return all;
+        }
+        let report = match fetch.tokens() {
+            Some(tokens) if tokens.len() == items.len() => self.consumer.ack(tokens),
+            _ => self.consumer.ack(&items.iter().map(|item| item.token).collect::<Vec<_>>()),
+        };
+        (first..).zip(&items).for_each(|(index, _)| fetch.close(index));
+        let bytes = items.iter().map(|item| item.message.as_ref().map_or(0, Message::size)).sum();
+        self.answered(items.len(), bytes);
+        self.ledger.reuse(items);
+        if report.stale.is_empty() { Answered::Accepted } else { Answered::LeaseLost }
+    }
+
+    /// Gives an answer other than ack to the consumer.
+    pub(super) fn settle(self: &Arc<Self>, held: &Held, answer: Answer) -> Answered {
+        let settled = self.consumer.settle(vec![answer]);
+        if let Some(pending) = settled.pending {
+            self.spawn(async move |inbox| {
+                for (_, error) in pending.await {
+                    inbox.client.events.emit(EventKind::AnswerFailed, &inbox.source.to_string(), Some(error));
+                }
+            });
+        }
+        let _ = held;
+        if settled.stale.is_empty() { Answered::Accepted } else { Answered::LeaseLost }
+    }
+
+    pub(crate) fn release(self: &Arc<Self>, held: Held) -> Answered {
+        if self.in_place() && self.is_running() {
+            if self.consumer.holds(held.token) {
+                self.hand_out(held);
+                return Answered::Accepted;
+            }
+            self.finish(&held);
+            return Answered::LeaseLost;
+        }
+        let answered = self.settle(&held, Answer::Release(held.token));
+        self.finish(&held);
+        answered
+    }
+
+    /// The pause before the next attempt, unless one is given: doubles with each attempt, and is up to a fifth longer.
+    fn backoff(&self, attempt: u32) -> Duration {
+        let factor = 1_u32 << (attempt - 1).min(20);
+        let pause = self.config.backoff_min.saturating_mul(factor).min(self.config.backoff_max);
+        pause.mul_f64(1.0 + 0.2 * fastrand::f64())
+    }
+
+    pub(crate) fn retry(self: &Arc<Self>, held: Held, delay: Option<Duration>, why: &str) -> Answered {
+        if held.attempt >= self.config.max_deliveries {
+            let reason = Reason::text(format!("{why} in attempt {} of {}", held.attempt, self.config.max_deliveries));
+            return self.dead_letter(held, reason);
+        }
+        let most = self.capabilities.max_retry_delay;
+        let unsupported = delay.is_some_and(|d| d > most);
+        let delay = delay.filter(|_| !unsupported).unwrap_or_else(|| self.backoff(held.attempt).min(most));
+        let answered = self.retry_in(held, delay);
+        if unsupported && answered == Answered::Accepted { Answered::Unsupported } else { answered }
+    }
+
+    fn retry_in(self: &Arc<Self>, mut held: Held, delay: Duration) -> Answered {
+        if self.in_place() && self.is_running() {
+            if !self.consumer.holds(held.token) {
+                self.finish(&held);
+                return Answered::LeaseLost;
+            }
+            held.attempt += 1;
+            if delay.is_zero() {
+                self.hand_out(held);
+            } else {
+                self.hand_out_at(held, Instant::now() + delay);
+            }
+            return Answered::Accepted;
+        }
+        match (self.capabilities.retry_via, &self.copies) {
+            (RetryVia::Copy, Some(copies)) => {
+                let due = (!delay.is_zero()).then(|| SystemTime::now() + delay);
+                let copy = dead_letter::retry(&held.message, held.attempt + 1, due);
+                self.copy_then_ack(held, copies.clone(), copy)
+            }
+            (RetryVia::Broker, _) => {
+                let answered = self.settle(&held, Answer::Retry(held.token, delay));
+                self.finish(&held);
+                answered
+            }
+            (RetryVia::InPlace, _) => {
+                let answered = self.settle(&held, Answer::Release(held.token));
+                self.finish(&held);
+                answered
+            }
+            _ => {
+                let answered = self.settle(&held, Answer::Retry(held.token, Duration::ZERO));
+                self.finish(&held);
+                answered
+            }
+        }
+    }
+
+    pub(crate) fn dead_letter(self: &Arc<Self>, held: Held, reason: Reason) -> Answered {
+        match &self.dead_letters {
+            None => self.ack(&held),
+            Some(outbox) => {
+                let origin = self.source.to_string();
+                let copy = dead_letter::letter(&held.message, &reason, held.attempt, &origin);
+                self.copy_then_ack(held, outbox.clone(), copy)
+            }
+        }
+    }
+
+    /// Acks only after the broker confirmed the copy. Until then the message stays unanswered and leased; a copy that
+    /// fails is tried again, and health tells.
+    fn copy_then_ack(self: &Arc<Self>, held: Held, outbox: Arc<Outbox>, copy: Message) -> Answered {
+        if !self.consumer.holds(held.token) {
+            self.finish(&held);
+            return Answered::LeaseLost;
+        }
+        self.spawn(async move |inbox| inbox.copy_until_confirmed(held, &outbox, copy).await);
+        Answered::Accepted
+    }
+
+    async fn copy_until_confirmed(self: Arc<Self>, held: Held, outbox: &Arc<Outbox>, copy: Message) {
+        let problem = format!("copy {} to {}", self.source, outbox.address());
+        let mut pause = COPY_RETRY_MIN;
+        loop {
+            let sent = match outbox.submit(copy.clone()).await {
+                Ok(block) => crate::completion::Verdict(block).await,
+                Err(error) => Err(error),
+            };
+            match sent {
+                Ok(_) => {
+                    self.client.events.set_problem(&problem, None);
+                    self.ack(&held);
+                    return;
+                }
+                Err(error) => {
+                    let text = format!("{problem} failed: {error}");
+                    self.client.events.set_problem(&problem, Some((HealthState::Degraded, text)));
+                    self.client.events.emit(EventKind::DeadLetterFailed, &self.source.to_string(), Some(error));
+                }
+            }
+            let closing = tokio::select! {
+                () = tokio::time::sleep(pause) => false,
+                () = self.stopped() => true,
+            };
+            if closing || !self.consumer.holds(held.token) {
+                self.client.events.set_problem(&problem, None);
+                self.settle(&held, Answer::Release(held.token));
+                self.finish(&held);
+                return;
+            }
+            pause = (pause * 2).min(COPY_RETRY_MAX);
+        }
+    }
+
+    pub(crate) fn dropped(self: &Arc<Self>, held: Held) {
+        self.client.warn_dropped(&self.source);
+        self.retry(held, None, "dropped without an answer");
+    }
+
+    /// Gives back what was fetched and never handed out.
+    pub(crate) fn release_run(self: &Arc<Self>, run: Run) {
+        let (mut next, mut answers, mut bytes) = (run.next, Vec::new(), 0);
+        for item in run.items {
+            run.fetch.close(next);
+            next += 1;
+            bytes += item.message.as_ref().map_or(0, Message::size);
+            answers.push(Answer::Release(item.token));
+        }
+        let count = answers.len();
+        if count > 0 {
+            let settled = self.consumer.settle(answers);
+            if let Some(pending) = settled.pending {
+                self.spawn(async move |_| drop(pending.await));
+            }
+            self.answered(count, bytes);
+        }
+    }
+
+    pub(super) fn release_local(&self) {
+        let held: Vec<Held> = {
+            let mut local = self.local.lock();
+            let local = &mut *local;
+            let parked = local.lanes.drain().flat_map(|(_, behind)| behind);
+            let held = local.ready.drain(..).chain(parked).collect();
+            self.local_ready.store(0, Ordering::Release);
+            held
+        };
+        if held.is_empty() {
+            return;
+        }
+        let settled = self.consumer.settle(held.iter().map(|h| Answer::Release(h.token)).collect());
+        if let Some(pending) = settled.pending {
+            self.runtime.spawn(pending);
+        }
+        for held in held {
+            held.fetch.close(held.index);
+            self.answered(1, held.size());
+        }
+    }
+}

@@ -1,0 +1,199 @@
+//! Fetching: what is handed out now, later, or to the dead letters.
+
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::SystemTime;
+
+use tokio::time::{Instant, sleep_until};
+
+use super::{Held, Inbox, Run, SPARE_DELIVERIES, STOPPED};
+use crate::capability::RetryVia;
+use crate::consumer::{Answer, Received};
+use crate::dead_letter::{self, Reason};
+use crate::error::Result;
+use crate::message::Message;
+
+impl Inbox {
+    fn room(&self) -> usize {
+        if self.unanswered_bytes.load(Ordering::Acquire) >= self.config.prefetch_bytes {
+            return 0;
+        }
+        self.config.prefetch.saturating_sub(self.unanswered.load(Ordering::Acquire))
+    }
+
+    /// Fetches up to `max` messages; `None` at the end.
+    pub(crate) fn poll_fetch(self: &Arc<Self>, cx: &mut Context<'_>, max: usize) -> Poll<Option<Result<Run>>> {
+        loop {
+            if !self.is_running() {
+                return Poll::Ready(None);
+            }
+            if self.local_ready.load(Ordering::Acquire) > 0
+                && let Some(run) = self.take_ready()
+            {
+                return Poll::Ready(Some(Ok(run)));
+            }
+            let starved = match NonZeroUsize::new(self.room().min(max)) {
+                None => true,
+                Some(max) => {
+                    let mut received = self.ledger.vec();
+                    match self.consumer.poll_receive(cx, max, &mut received) {
+                        Poll::Ready(Ok(())) => match self.admit(received) {
+                            Some(run) => return Poll::Ready(Some(Ok(run))),
+                            // All of it was parked or dead-lettered.
+                            None => continue,
+                        },
+                        Poll::Ready(Err(error)) => {
+                            let told = self.enter(STOPPED);
+                            return Poll::Ready(told.then(|| Err(self.named(error, "receive"))));
+                        }
+                        Poll::Pending => {
+                            self.ledger.reuse(received);
+                            false
+                        }
+                    }
+                }
+            };
+            self.starved.store(starved, Ordering::Release);
+            self.poller.register(cx.waker());
+            // What happened before the waker was there woke nobody.
+            if self.is_running() && self.local_ready.load(Ordering::Acquire) == 0 && !(starved && self.room() > 0) {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn take_ready(&self) -> Option<Run> {
+        let held = self.local.lock().ready.pop_front()?;
+        self.local_ready.fetch_sub(1, Ordering::AcqRel);
+        let received = Received {
+            message: Ok(held.message),
+            token: held.token,
+            attempt: held.attempt,
+            lease: None,
+            position: held.position,
+        };
+        Some(Run { fetch: held.fetch, next: held.index, items: vec![received].into_iter() })
+    }
+
+    /// Counts what was fetched and sorts out what is not handed out now.
+    fn admit(self: &Arc<Self>, mut received: Vec<Received>) -> Option<Run> {
+        let mut bytes = 0;
+        let mut plain = !self.per_key();
+        let last = self.config.max_deliveries.saturating_add(SPARE_DELIVERIES);
+        for item in &received {
+            match &item.message {
+                Ok(message) => {
+                    bytes += message.size();
+                    plain &= item.attempt <= last && (self.copies.is_none() || message.headers().is_empty());
+                }
+                Err(undecodable) => {
+                    bytes += undecodable.raw.len();
+                    plain = false;
+                }
+            }
+        }
+        self.unanswered.fetch_add(received.len(), Ordering::AcqRel);
+        self.unanswered_bytes.fetch_add(bytes, Ordering::AcqRel);
+        if !plain {
+            received = received.into_iter().filter_map(|item| self.sort_out(item, last)).collect();
+        }
+        if received.is_empty() {
+            return None;
+        }
+        let fetch = self.ledger.open(self, &received);
+        Some(Run { fetch, next: 0, items: received.into_iter() })
+    }
+
+    fn sort_out(self: &Arc<Self>, mut item: Received, last: u32) -> Option<Received> {
+        let message = match &mut item.message {
+            Ok(message) => message,
+            Err(undecodable) => {
+                let reason = Reason::new(&undecodable.error);
+                let raw = Message::new(undecodable.raw.clone());
+                item.message = Ok(raw);
+                self.dead_letter(self.hold_alone(item)?, reason);
+                return None;
+            }
+        };
+        let mut due = None;
+        if self.copies.is_some() {
+            let size = message.size();
+            let (attempt, at) = dead_letter::take_retry(message);
+            // The size is counted as what is left, because that is what the answer subtracts.
+            self.unanswered_bytes.fetch_sub(size - message.size(), Ordering::AcqRel);
+            item.attempt = item.attempt.saturating_add(attempt - 1);
+            due = at.and_then(|at| at.duration_since(SystemTime::now()).ok());
+        }
+        if item.attempt > last {
+            let why = format!("delivered {} times without an answer", item.attempt - 1);
+            let held = self.hold_alone(item)?;
+            self.dead_letter(held, Reason::text(why));
+            return None;
+        }
+        let lane = self.lane(message);
+        if due.is_none() && lane.is_none() {
+            return Some(item);
+        }
+        if let Some(lane) = lane {
+            let mut local = self.local.lock();
+            if let Some(behind) = local.lanes.get_mut(&lane) {
+                behind.extend(self.hold_alone(item));
+                return None;
+            }
+            local.lanes.insert(lane, VecDeque::new());
+        }
+        match due {
+            Some(due) => {
+                let held = self.hold_alone(item)?;
+                self.hand_out_at(held, Instant::now() + due);
+                None
+            }
+            None => Some(item),
+        }
+    }
+
+    fn hold_alone(self: &Arc<Self>, item: Received) -> Option<Held> {
+        let fetch = self.ledger.open(self, std::slice::from_ref(&item));
+        let Received { message, token, attempt, position, .. } = item;
+        Some(Held { fetch, index: 0, token, attempt, position, message: message.ok()? })
+    }
+
+    pub(super) fn lane(&self, message: &Message) -> Option<u64> {
+        if !self.per_key() {
+            return None;
+        }
+        message.get_key().map(|key| self.hasher.hash_one(key))
+    }
+
+    /// Hands a message out again at once.
+    pub(super) fn hand_out(&self, held: Held) {
+        self.local.lock().ready.push_back(held);
+        self.local_ready.fetch_add(1, Ordering::AcqRel);
+        self.poller.wake();
+        if !self.is_running() {
+            self.release_local();
+        }
+    }
+
+    /// Hands a message out again at its time; keeps its place in its lane and its lease until then.
+    pub(super) fn hand_out_at(self: &Arc<Self>, held: Held, due: Instant) {
+        self.spawn(async move |inbox| {
+            tokio::select! {
+                () = sleep_until(due) => inbox.hand_out(held),
+                () = inbox.stopped() => {
+                    let left = due.saturating_duration_since(Instant::now());
+                    if inbox.capabilities.retry_via == RetryVia::Broker {
+                        inbox.settle(&held, Answer::Retry(held.token, left));
+                    } else {
+                        inbox.settle(&held, Answer::Release(held.token));
+                    }
+                    inbox.finish(&held);
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,260 @@
+//! Topics: made, checked, emptied and removed.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use queue_core::{Address, Entry, Error, ErrorKind, Result, Topology};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::config::Settings;
+use crate::error;
+use crate::link::{Link, Partition, Watch, retire};
+
+/// Between two looks at what a change came to.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// The longest name of a topic.
+const MAX_NAME: usize = 249;
+
+/// The topic of an address.
+///
+/// # Errors
+/// `InvalidInput` when Kafka has no such names.
+pub(crate) fn topic_of(address: &Address) -> Result<&str> {
+    let name = address.name();
+    let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    if name.len() <= MAX_NAME && name.chars().all(legal) && name != "." && name != ".." {
+        return Ok(name);
+    }
+    Err(Error::new(ErrorKind::InvalidInput, "the name of a topic has at most 249 letters, digits and ._-")
+        .with_context("address", address))
+}
+
+/// The client for changes, made when it is first needed.
+pub(crate) struct Admin {
+    client: Mutex<Option<Arc<AdminClient<Watch>>>>,
+}
+
+impl fmt::Debug for Admin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Admin").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Admin {
+    pub(crate) fn new() -> Self {
+        Self { client: Mutex::new(None) }
+    }
+
+    pub(crate) fn close(&self) {
+        if let Some(client) = self.client.lock().take() {
+            retire(client);
+        }
+    }
+
+    fn client(&self, settings: &Settings, link: &Link) -> Result<Arc<AdminClient<Watch>>> {
+        let mut client = self.client.lock();
+        if let Some(client) = &*client {
+            return Ok(client.clone());
+        }
+        let mut config = settings.client();
+        // Nobody takes this client's log, so none may pile up.
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        let made = AdminClient::from_config_and_context(&config, Watch(link.monitor().clone()))
+            .map_err(|e| error::of_config(&e))?;
+        Ok(client.insert(Arc::new(made)).clone())
+    }
+
+    /// Creates what is missing.
+    pub(crate) async fn declare(&self, settings: &Settings, link: &Link, topology: &Topology) -> Result<()> {
+        for entry in topology.entries() {
+            let topic = topic_of(&entry.address)?;
+            match link.topic(topic, "declare").await? {
+                Some(found) => self.compare(settings, link, entry, &found, "declare").await?,
+                None => {
+                    if !self.create(settings, link, entry).await? {
+                        let found = link.existing(topic, "declare").await?;
+                        self.compare(settings, link, entry, &found, "declare").await?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn verify(&self, settings: &Settings, link: &Link, topology: &Topology) -> Result<()> {
+        for entry in topology.entries() {
+            let found = link.existing(topic_of(&entry.address)?, "verify").await?;
+            self.compare(settings, link, entry, &found, "verify").await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the topic and waits until it can be used; false when somebody else made it meanwhile.
+    async fn create(&self, settings: &Settings, link: &Link, entry: &Entry) -> Result<bool> {
+        let within = settings.config.request_timeout;
+        let name = topic_of(&entry.address)?;
+        let bad = |what: &'static str| Error::new(ErrorKind::InvalidInput, what).with_operation("declare");
+        let partitions = entry.partitions.unwrap_or(settings.config.partitions.get());
+        let partitions =
+            i32::try_from(partitions).ok().filter(|p| *p > 0).ok_or_else(|| bad("a topic has partitions"))?;
+        let replication = entry.replication.map_or(-1, i32::from);
+        let asked = asked_config(entry);
+        let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(replication));
+        if !entry.address.is_topic() && !asked.iter().any(|(key, _)| *key == "retention.ms") {
+            // What waits in a queue does not go away by itself.
+            topic = topic.set("retention.ms", "-1");
+        }
+        for (key, value) in &asked {
+            topic = topic.set(key, value);
+        }
+        let client = self.client(settings, link)?;
+        let results = bounded(within, "declare", client.create_topics([&topic], &options(within))).await?;
+        match results.into_iter().next() {
+            Some(Err((_, Code::TopicAlreadyExists))) => return Ok(false),
+            Some(Err((_, code))) => return Err(error::of_code(code, "declare").with_context("topic", name)),
+            _ => {}
+        }
+        let wanted = usize::try_from(partitions).unwrap_or(0);
+        until(within, "declare", "the topic is made and has no leaders yet", || async {
+            let found = link.topic(name, "declare").await?;
+            Ok(found.is_some_and(|p| p.len() == wanted && p.iter().all(|p| p.has_leader)))
+        })
+        .await?;
+        Ok(true)
+    }
+
+    /// Refuses a topic that is not what the entry asks for.
+    async fn compare(
+        &self,
+        settings: &Settings,
+        link: &Link,
+        entry: &Entry,
+        found: &[Partition],
+        operation: &'static str,
+    ) -> Result<()> {
+        let name = topic_of(&entry.address)?;
+        let conflict = |what: &str, asked: &dyn fmt::Display, found: &dyn fmt::Display| {
+            Error::new(ErrorKind::Conflict, format!("the topic exists with another {what}"))
+                .with_operation(operation)
+                .with_context("topic", name)
+                .with_context("asked", asked)
+                .with_context("found", found)
+        };
+        if let Some(asked) = entry.partitions
+            && usize::try_from(asked).ok() != Some(found.len())
+        {
+            return Err(conflict("number of partitions", &asked, &found.len()));
+        }
+        let replicas = found.first().map_or(0, |p| p.replicas);
+        if let Some(asked) = entry.replication
+            && usize::from(asked) != replicas
+        {
+            return Err(conflict("replication", &asked, &replicas));
+        }
+        let asked = asked_config(entry);
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let within = settings.config.request_timeout;
+        let client = self.client(settings, link)?;
+        let resource = ResourceSpecifier::Topic(name);
+        let described = bounded(within, operation, client.describe_configs([&resource], &options(within))).await?;
+        let config = match described.into_iter().next() {
+            Some(Ok(config)) => config,
+            Some(Err(code)) => return Err(error::of_code(code, operation).with_context("topic", name)),
+            None => return Err(Error::new(ErrorKind::Internal, "no answer about the topic").with_operation(operation)),
+        };
+        for (key, value) in &asked {
+            let found = config.get(key).and_then(|e| e.value.as_deref());
+            if found != Some(value.as_str()) {
+                return Err(conflict(&format!("`{key}`"), value, &found.unwrap_or("nothing")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes the topic and waits until it is gone.
+    pub(crate) async fn delete(&self, settings: &Settings, link: &Link, address: &Address) -> Result<()> {
+        let within = settings.config.request_timeout;
+        let name = topic_of(address)?;
+        let client = self.client(settings, link)?;
+        let results = bounded(within, "delete", client.delete_topics(&[name], &options(within))).await?;
+        match results.into_iter().next() {
+            Some(Err((_, Code::UnknownTopicOrPartition | Code::UnknownTopic))) => return Ok(()),
+            Some(Err((_, code))) => return Err(error::of_code(code, "delete").with_context("topic", name)),
+            _ => {}
+        }
+        until(within, "delete", "the topic is deleted and still shows", || async {
+            Ok(link.topic(name, "delete").await?.is_none())
+        })
+        .await
+    }
+
+    /// Deletes every record that is there now.
+    pub(crate) async fn purge(&self, settings: &Settings, link: &Link, address: &Address) -> Result<()> {
+        let within = settings.config.request_timeout;
+        let name = topic_of(address)?;
+        let mut list = TopicPartitionList::new();
+        for partition in link.existing(name, "purge").await? {
+            list.add_partition_offset(name, partition.id, Offset::End).map_err(|e| error::of(e, "purge"))?;
+        }
+        let client = self.client(settings, link)?;
+        let result = bounded(within, "purge", client.delete_records(&list, &options(within))).await?;
+        for element in result.elements() {
+            element.error().map_err(|e| error::of(e, "purge").with_context("topic", name))?;
+        }
+        Ok(())
+    }
+}
+
+/// What the entry asks of the topic's configuration.
+fn asked_config(entry: &Entry) -> Vec<(&str, String)> {
+    let retention = entry.retention.map(|r| ("retention.ms", r.as_millis().to_string()));
+    let native = entry.native.iter().map(|(key, value)| (key.as_str(), value.clone()));
+    retention.into_iter().chain(native).collect()
+}
+
+fn options(within: Duration) -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(within)).operation_timeout(Some(within))
+}
+
+async fn bounded<T>(
+    within: Duration,
+    operation: &'static str,
+    request: impl Future<Output = Result<T, KafkaError>>,
+) -> Result<T> {
+    match timeout(within + Duration::from_secs(1), request).await {
+        Ok(answer) => answer.map_err(|e| error::of(e, operation)),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, "the broker did not answer in time").with_operation(operation)),
+    }
+}
+
+/// Looks until it is so, or the time is over.
+async fn until<F: Future<Output = Result<bool>>>(
+    within: Duration,
+    operation: &'static str,
+    otherwise: &'static str,
+    mut look: impl FnMut() -> F,
+) -> Result<()> {
+    let deadline = Instant::now() + within;
+    while !look().await? {
+        if Instant::now() >= deadline {
+            return Err(Error::new(ErrorKind::Timeout, otherwise).with_operation(operation));
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+    Ok(())
+}

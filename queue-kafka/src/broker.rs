@@ -1,0 +1,233 @@
+//! The broker: a cluster that is connected.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use queue_core::{
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
+    Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Stats, Topology,
+};
+use rdkafka::{ClientConfig, Offset};
+use tokio::time::Instant;
+
+use crate::admin::{Admin, topic_of};
+use crate::config::Settings;
+use crate::consumer::{self, KafkaConsumer, group_of};
+use crate::inbox::Inbox;
+use crate::link::{Link, Monitor};
+use crate::producer::{Engine, KafkaProducer};
+
+/// The longest delay of a retry. The message waits in memory, and its partition goes no further than `max_ahead`
+/// behind it.
+const MAX_RETRY_DELAY: Duration = Duration::from_secs(3600);
+/// Messages that are given to librdkafka in one call.
+const MAX_BATCH: usize = 8192;
+
+/// A connection to a Kafka cluster.
+///
+/// [`native`](Broker::native) is the [`ClientConfig`] that it was made with, from which a program can make clients of
+/// its own.
+pub struct KafkaBroker {
+    settings: Settings,
+    native: ClientConfig,
+    link: Link,
+    admin: Admin,
+    capabilities: Arc<Capabilities>,
+    engines: Mutex<Vec<Arc<Engine>>>,
+    producers: Mutex<Vec<Weak<KafkaProducer>>>,
+    consumers: Mutex<Vec<Weak<Inbox>>>,
+    closed: AtomicBool,
+}
+
+impl fmt::Debug for KafkaBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KafkaBroker").field("hosts", &self.settings.hosts).finish_non_exhaustive()
+    }
+}
+
+impl KafkaBroker {
+    /// Connects to the cluster; events go to the sink.
+    ///
+    /// # Errors
+    /// `InvalidConfig` for options that are unknown, do not fit or would break a promise; `Connection` when no broker
+    /// answers within the endpoint's `connect_timeout`; `Unauthorized` when one refuses the login.
+    pub async fn connect(endpoint: &Endpoint, events: Events) -> Result<Self> {
+        let settings = Settings::new(endpoint)?;
+        let monitor = Monitor::new(&settings.hosts, events);
+        let native = settings.client();
+        let link = Link::open(&native, monitor, endpoint.connect_timeout, settings.config.request_timeout).await?;
+        let capabilities = Arc::new(capabilities(&settings));
+        Ok(Self {
+            settings,
+            native,
+            link,
+            admin: Admin::new(),
+            capabilities,
+            engines: Mutex::default(),
+            producers: Mutex::default(),
+            consumers: Mutex::default(),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    fn check_open(&self) -> Result<()> {
+        if self.closed.load(Atomic::Acquire) { Err(Error::closed("broker")) } else { Ok(()) }
+    }
+
+    /// The native producer for this deadline. Those for other deadlines go when nobody uses them.
+    fn engine(&self, deadline: Duration) -> Result<Arc<Engine>> {
+        let mut engines = self.engines.lock();
+        self.check_open()?;
+        if let Some(engine) = engines.iter().find(|e| e.deadline() == deadline) {
+            return Ok(engine.clone());
+        }
+        let engine = Arc::new(Engine::new(&self.settings, self.link.monitor(), deadline)?);
+        engines.retain(|e| Arc::strong_count(e) > 1);
+        engines.push(engine.clone());
+        Ok(engine)
+    }
+}
+
+/// What Kafka can do through this adapter.
+fn capabilities(settings: &Settings) -> Capabilities {
+    let mut c = Capabilities::default();
+    c.max_message_bytes = settings.max_message_bytes;
+    c.max_batch = MAX_BATCH;
+    c.ordering = Ordering::PerKey;
+    c.topics = true;
+    c.group_backlog = true;
+    c.anonymous_subscribers = true;
+    c.delayed_retry = true;
+    c.retry_via = RetryVia::InPlace;
+    c.max_retry_delay = MAX_RETRY_DELAY;
+    c.dead_letter = true;
+    c.tombstones = true;
+    c.typed_headers = true;
+    c.replay = true;
+    c.delivery_count = DeliveryCount::None;
+    c.durable = true;
+    c.purge = true;
+    c.stats = true;
+    c
+}
+
+/// Keeps what lives, and this one.
+fn remember<T>(all: &Mutex<Vec<Weak<T>>>, one: &Arc<T>) {
+    let mut all = all.lock();
+    all.retain(|w| w.strong_count() > 0);
+    all.push(Arc::downgrade(one));
+}
+
+fn living<T>(all: &Mutex<Vec<Weak<T>>>) -> Vec<Arc<T>> {
+    std::mem::take(&mut *all.lock()).iter().filter_map(Weak::upgrade).collect()
+}
+
+#[async_trait]
+impl Broker for KafkaBroker {
+    fn capabilities(&self) -> Arc<Capabilities> {
+        self.capabilities.clone()
+    }
+
+    async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
+        self.check_open()?;
+        let topic = topic_of(to)?;
+        self.link.existing(topic, "send").await?;
+        let engine = self.engine(options.deadline)?;
+        let producer = Arc::new(KafkaProducer::new(topic, engine, self.capabilities.clone()));
+        remember(&self.producers, &producer);
+        Ok(producer)
+    }
+
+    async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
+        self.check_open()?;
+        let consumer =
+            KafkaConsumer::open(&self.settings, &self.link, from, options, self.capabilities.clone()).await?;
+        remember(&self.consumers, consumer.inbox());
+        if let Err(closed) = self.check_open() {
+            consumer.inbox().close(std::time::Instant::now());
+            return Err(closed);
+        }
+        Ok(Arc::new(consumer))
+    }
+
+    async fn declare(&self, topology: &Topology) -> Result<()> {
+        self.check_open()?;
+        self.admin.declare(&self.settings, &self.link, topology).await
+    }
+
+    async fn verify(&self, topology: &Topology) -> Result<()> {
+        self.check_open()?;
+        self.admin.verify(&self.settings, &self.link, topology).await
+    }
+
+    async fn delete(&self, address: &Address) -> Result<()> {
+        self.check_open()?;
+        self.admin.delete(&self.settings, &self.link, address).await
+    }
+
+    async fn purge(&self, address: &Address) -> Result<()> {
+        self.check_open()?;
+        self.admin.purge(&self.settings, &self.link, address).await
+    }
+
+    async fn stats(&self, source: &Source) -> Result<Stats> {
+        self.check_open()?;
+        let topic = topic_of(&source.address)?;
+        let partitions: Vec<i32> = self.link.existing(topic, "stats").await?.iter().map(|p| p.id).collect();
+        let mut stats = Stats::default();
+        // Who reads without a group leaves no trace on the broker.
+        let Some(group) = group_of(source) else { return Ok(stats) };
+        let config = self.settings.consumer(group, &ConsumerOptions::default());
+        let first = self.link.offsets(topic, &partitions, Offset::Beginning).await?;
+        let end = self.link.offsets(topic, &partitions, Offset::End).await?;
+        let committed = self.link.committed(config, topic, &partitions).await?;
+        let position = |partition: i32, low: i64| {
+            committed.iter().find(|(p, _)| *p == partition).map_or(low, |(_, offset)| low.max(*offset))
+        };
+        let low = |partition: i32| first.iter().find(|(p, _)| *p == partition).map_or(0, |(_, low)| *low);
+        let lag = end.iter().map(|(p, end)| u64::try_from(end - position(*p, low(*p))).unwrap_or(0)).sum();
+        stats.ready = Some(lag);
+        stats.lag = Some(lag);
+        Ok(stats)
+    }
+
+    fn health(&self) -> Health {
+        self.link.monitor().health()
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.check_open()?;
+        self.link.ping().await
+    }
+
+    fn native(&self) -> &(dyn Any + Send + Sync) {
+        &self.native
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        let mut report = CloseReport::default();
+        if self.closed.swap(true, Atomic::AcqRel) {
+            return report;
+        }
+        // All at once: each may take until the deadline.
+        let consumers = living(&self.consumers);
+        let consumers = futures::future::join_all(consumers.iter().map(|c| consumer::close(c, deadline)));
+        let producers = living(&self.producers);
+        let producers = futures::future::join_all(producers.iter().map(|p| p.close(deadline)));
+        let (consumers, producers) = tokio::join!(consumers, producers);
+        for part in consumers.into_iter().chain(producers) {
+            report.merge(part);
+        }
+        for engine in self.engines.lock().drain(..) {
+            engine.close();
+        }
+        self.admin.close();
+        self.link.stop();
+        report
+    }
+}
