@@ -99,7 +99,9 @@ async fn survives(url: &str, harm: impl AsyncFn(usize)) {
     };
     let started = Instant::now();
     while !missing().is_empty() {
-        assert!(!receiver.is_finished(), "the receiver gave up");
+        if receiver.is_finished() {
+            panic!("the receiver gave up: {:?}", receiver.await);
+        }
         assert!(
             started.elapsed() < PATIENCE,
             "{} confirmed messages never came, such as {:?}",

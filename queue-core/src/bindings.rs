@@ -98,7 +98,7 @@ impl Bindings {
         };
         // The parser's own rendering quotes the line, which may hold a password.
         let parsed: File = toml::from_str(text).map_err(|e| {
-            let error = Error::new(ErrorKind::InvalidConfig, e.message().to_owned());
+            let error = Error::new(ErrorKind::InvalidConfig, without_text(e.message()));
             place(error, e.span().map_or(0, |s| s.start))
         })?;
         let mut bindings = Self {
@@ -151,6 +151,14 @@ impl Bindings {
         }))
         .await?;
         Ok(Connections { bindings: self.clone(), clients: clients.into_iter().collect() })
+    }
+}
+
+/// The parser quotes a text that stands where a table belongs, which may be a URL with a password.
+fn without_text(message: &str) -> String {
+    match message.split_once("string \"") {
+        Some((before, after)) => format!("{before}a text{}", after.rsplit_once('"').map_or("", |(_, tail)| tail)),
+        None => message.to_owned(),
     }
 }
 

@@ -75,7 +75,13 @@ impl Client {
     /// # Errors
     /// As [`connect_with`](Self::connect_with); `InvalidConfig` without `QUEUE_URL`.
     pub async fn from_env_with(drivers: &[Driver]) -> Result<Self> {
-        registry::connect(registry::endpoint_of(std::env::vars())?, drivers).await
+        registry::connect(
+            registry::endpoint_of(
+                std::env::vars_os().filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?))),
+            )?,
+            drivers,
+        )
+        .await
     }
 
     /// Connects to an endpoint that was put together by the program.
@@ -244,15 +250,14 @@ impl Client {
     /// could not be done. Closing twice is fine.
     pub async fn close(&self, within: Duration) -> CloseReport {
         let mut report = CloseReport::default();
-        if self.0.closed.swap(true, Ordering::AcqRel) {
-            return report;
-        }
-        let deadline = Instant::now() + within;
-        let receivers: Vec<_> = self.0.receivers.lock().drain(..).filter_map(|r| r.upgrade()).collect();
+        // Every part is idempotent: a close that was dropped midway is taken up by the next.
+        self.0.closed.store(true, Ordering::Release);
+        let deadline = crate::memory::far(Instant::now(), within);
+        let receivers: Vec<_> = self.0.receivers.lock().iter().filter_map(|r| r.upgrade()).collect();
         for part in join_all(receivers.iter().map(|r| r.close(deadline))).await {
             report.merge(part);
         }
-        let senders: Vec<_> = self.0.senders.lock().drain(..).filter_map(|s| s.upgrade()).collect();
+        let senders: Vec<_> = self.0.senders.lock().iter().filter_map(|s| s.upgrade()).collect();
         for part in join_all(senders.iter().map(|s| s.close(deadline))).await {
             report.merge(part);
         }

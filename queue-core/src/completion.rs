@@ -1,9 +1,10 @@
 //! Verdicts of sent messages, from the adapter to whoever waits.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
@@ -16,15 +17,15 @@ use crate::message::Message;
 use crate::producer::Receipt;
 
 /// States of a slot; the bits above count how often the message was sent again.
-const PENDING: u16 = 0;
-const WAITING: u16 = 1;
-const ACCEPTED: u16 = 2;
-const FAILED: u16 = 3;
-const TAG: u16 = 3;
+const PENDING: u32 = 0;
+const WAITING: u32 = 1;
+const ACCEPTED: u32 = 2;
+const FAILED: u32 = 3;
+const TAG: u32 = 3;
 /// In the first slot: every message was accepted at once, without a receipt, and no other slot was touched.
-const ALL: u16 = !TAG | ACCEPTED;
+const ALL: u32 = !TAG | ACCEPTED;
 
-fn is_final(state: u16) -> bool {
+fn is_final(state: u32) -> bool {
     state & TAG >= ACCEPTED
 }
 
@@ -51,7 +52,7 @@ pub(crate) struct Resend {
 pub(crate) struct SlotRef {
     block: Arc<Block>,
     index: u32,
-    epoch: u16,
+    epoch: u32,
 }
 
 impl SlotRef {
@@ -65,7 +66,7 @@ impl SlotRef {
     }
 
     /// How often the message was sent before this try.
-    pub(crate) fn tries(&self) -> u16 {
+    pub(crate) fn tries(&self) -> u32 {
         self.epoch
     }
 
@@ -94,7 +95,7 @@ impl SlotRef {
 struct Slot {
     offset: AtomicU64,
     partition: AtomicU32,
-    state: AtomicU16,
+    state: AtomicU32,
 }
 
 /// The verdicts of one call of a sender.
@@ -106,6 +107,8 @@ pub(crate) struct Block {
     waker: AtomicWaker,
     side: Mutex<Side>,
     owner: Option<Arc<dyn Owner>>,
+    /// How many messages, from the first on, were handed over or refused; the others hold no window.
+    handed: AtomicU32,
     /// Window that each message holds until its verdict.
     cost: usize,
     deadline: Instant,
@@ -115,6 +118,8 @@ pub(crate) struct Block {
 struct Side {
     failures: Vec<(u32, Error)>,
     ids: Vec<(u32, Box<str>)>,
+    /// Those that a try may have left with the broker: no later failure says that it has them not.
+    doubtful: BTreeSet<u32>,
 }
 
 impl fmt::Debug for Block {
@@ -134,13 +139,30 @@ impl Block {
             waker: AtomicWaker::new(),
             side: Mutex::default(),
             owner,
+            handed: AtomicU32::new(0),
             cost,
             deadline,
         })
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
     pub(crate) fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// The messages below `end` are handed over, and hold window.
+    pub(crate) fn hand(&self, end: usize) {
+        self.handed.store(u32::try_from(end).unwrap_or(u32::MAX).min(self.len), Ordering::Release);
+    }
+
+    /// Refuses every message that was not handed over.
+    pub(crate) fn refuse_rest(&self, error: &Error) {
+        for index in self.handed.load(Ordering::Acquire)..self.len {
+            self.refuse(index as usize, error.clone());
+        }
     }
 
     pub(crate) fn is_done(&self) -> bool {
@@ -160,7 +182,7 @@ impl Block {
     }
 
     /// Moves the slot from `expected` to its verdict; false when it had moved on.
-    fn finish(&self, index: u32, expected: u16, verdict: Result<Receipt>) -> bool {
+    fn finish(&self, index: u32, expected: u32, verdict: Result<Receipt>) -> bool {
         let slot = self.slot(index);
         if slot.state.load(Ordering::Acquire) != expected {
             return false;
@@ -189,6 +211,7 @@ impl Block {
                 {
                     return false;
                 }
+                let error = if side.doubtful.contains(&index) { error.with_outcome(Outcome::Unknown) } else { error };
                 side.failures.push((index, error));
                 drop(side);
                 self.resolved(1);
@@ -218,10 +241,17 @@ impl Block {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         // In the order of `finish`: whoever sees the state finds the error.
         let mut side = self.side.lock();
-        self.slot(index).state.store(FAILED, Ordering::Release);
+        let state = &self.slot(index).state;
+        if state.compare_exchange(PENDING, FAILED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
         side.failures.push((index, error));
         drop(side);
         if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Whoever flushes looks again.
+            if let Some(owner) = &self.owner {
+                owner.release(0);
+            }
             self.waker.wake();
         }
     }
@@ -232,7 +262,7 @@ impl Block {
             return 0;
         }
         let mut count = 0;
-        for index in 0..self.len {
+        for index in 0..self.handed.load(Ordering::Acquire) {
             loop {
                 let state = self.slot(index).state.load(Ordering::Acquire);
                 if state == ALL {
@@ -296,6 +326,7 @@ impl Completion {
     /// [`Sender`](crate::Sender).
     pub fn new(len: usize) -> (Self, BatchVerdict) {
         let block = Block::new(len, 0, Instant::now(), None);
+        block.hand(len);
         (Self::whole(&block), BatchVerdict(block))
     }
 
@@ -305,6 +336,14 @@ impl Completion {
 
     pub(crate) fn slots(slots: Vec<SlotRef>) -> Self {
         Self(Target::Slots(slots))
+    }
+
+    /// A completion of its own for each message.
+    pub(crate) fn split(mut self) -> Vec<Self> {
+        let place = |i| self.place(i).map(|(block, index, epoch)| SlotRef { block: block.clone(), index, epoch });
+        let parts = (0..self.len()).filter_map(place).map(|slot| Self(Target::Slots(vec![slot]))).collect();
+        self.0 = Target::Spent;
+        parts
     }
 
     /// How many messages there are.
@@ -318,7 +357,16 @@ impl Completion {
         }
     }
 
-    fn place(&self, index: usize) -> Option<(&Arc<Block>, u32, u16)> {
+    /// Whether nobody waits for a verdict of it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        match &self.0 {
+            Target::Range { block, .. } => block.is_done(),
+            Target::Slots(slots) => slots.iter().all(|slot| slot.block.is_done()),
+            Target::Spent => true,
+        }
+    }
+
+    fn place(&self, index: usize) -> Option<(&Arc<Block>, u32, u32)> {
         match &self.0 {
             Target::Range { block, base, len } => {
                 let index = u32::try_from(index).ok().filter(|i| i < len)?;
@@ -376,6 +424,9 @@ impl Completion {
                 .compare_exchange(pending, epoch << 2 | WAITING, Ordering::AcqRel, Ordering::Acquire)
                 .is_ok();
             if moved {
+                if error.outcome() == Outcome::Unknown {
+                    block.side.lock().doubtful.insert(slot);
+                }
                 let slot = SlotRef { block: block.clone(), index: slot, epoch };
                 owner.resend(Resend { slot, message, error });
             }
@@ -394,7 +445,7 @@ impl Completion {
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        let unresolved = |block: &Arc<Block>, index: u32, epoch: u16| {
+        let unresolved = |block: &Arc<Block>, index: u32, epoch: u32| {
             !block.is_done() && block.slot(index).state.load(Ordering::Acquire) == epoch << 2 | PENDING
         };
         let lost = || {
@@ -420,7 +471,10 @@ impl Future for Verdict {
     type Output = Result<Receipt>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        self.0.poll_done(cx).map(|()| match self.0.failure(0) {
+        let coop = std::task::ready!(tokio::task::coop::poll_proceed(cx));
+        std::task::ready!(self.0.poll_done(cx));
+        coop.made_progress();
+        Poll::Ready(match self.0.failure(0) {
             Some(error) => Err(error),
             None => Ok(self.0.receipt(0)),
         })

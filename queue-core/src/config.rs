@@ -98,7 +98,11 @@ impl std::str::FromStr for Endpoint {
             }
             None => (None, None),
         };
-        let hosts = hosts.split(',').filter(|h| !h.is_empty()).map(parse_host).collect::<Result<Vec<_>>>()?;
+        let hosts = hosts.split(',').filter(|h| !h.is_empty()).map(parse_host).collect::<Result<Vec<_>>>();
+        // With a login that was not encoded, what looks like a host may be a password.
+        let hosts = hosts.map_err(|error| {
+            if url.contains('@') { bad("user and password are percent-encoded, hosts read name:port") } else { error }
+        })?;
         let mut endpoint = Self {
             scheme: scheme.to_ascii_lowercase(),
             user,

@@ -127,7 +127,7 @@ impl Ticket {
         };
         let answered = self.ack();
         if answered == Answered::Accepted {
-            inbox.flush().await?;
+            inbox.flush_answers().await?;
         }
         Ok(answered)
     }
@@ -160,7 +160,7 @@ impl Ticket {
         {
             return Err(error.with_operation("extend"));
         }
-        held.fetch.set_until(until);
+        held.fetch.set_extended(held.index, until);
         Ok(Extended::Until(until))
     }
 
@@ -170,7 +170,7 @@ impl Ticket {
         let inbox = &held.fetch.inbox;
         let mut events = inbox.client.events.listen();
         while inbox.consumer.holds(held.token) {
-            match held.fetch.until() {
+            match held.fetch.until(held.index) {
                 Some(until) => tokio::select! {
                     _ = events.next() => {}
                     () = sleep_until(until.max(Instant::now() + Duration::from_millis(10))) => {}
@@ -244,7 +244,7 @@ impl Delivery {
     /// When the lease ends unless it is renewed; `None` where it is held while connected.
     #[must_use]
     pub fn lease(&self) -> Option<Instant> {
-        self.0.held.as_ref()?.fetch.until()
+        self.0.held.as_ref()?.fetch.until(self.0.held.as_ref()?.index)
     }
 
     /// Takes message and answer apart; the payload stays shared.
@@ -431,7 +431,15 @@ impl Drop for Deliveries {
 /// The message with all that answers it. Undecodable ones never get this far.
 pub(crate) fn hold(fetch: &Arc<Fetch>, index: u32, item: Received) -> Held {
     let Received { message, token, attempt, position, .. } = item;
-    Held { fetch: fetch.clone(), index, token, attempt, position, message: message.unwrap_or_default() }
+    Held {
+        fetch: fetch.clone(),
+        index,
+        token,
+        attempt,
+        position,
+        message: message.unwrap_or_default(),
+        laneless: false,
+    }
 }
 
 /// A message of a batch.

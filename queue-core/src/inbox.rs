@@ -11,7 +11,7 @@ use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::address::Source;
 use crate::broker::CloseReport;
@@ -21,7 +21,7 @@ use crate::consumer::{AckToken, Consumer, Received};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Fetch, Ledger};
 use crate::message::Message;
-use crate::outbox::Outbox;
+use crate::outbox::Owned;
 use crate::receiver::ReceiverConfig;
 
 mod answer;
@@ -36,6 +36,9 @@ const SPARE_DELIVERIES: u32 = 3;
 /// Pauses between tries of a dead-letter copy.
 const COPY_RETRY_MIN: Duration = Duration::from_millis(200);
 const COPY_RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// How long a flush waits for copies.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Messages of one fetch that wait to be handed out.
 #[derive(Debug)]
@@ -55,6 +58,8 @@ pub(crate) struct Held {
     pub(crate) attempt: u32,
     pub(crate) position: crate::consumer::Position,
     pub(crate) message: Message,
+    /// Whether it stands in no lane: it was answered before it could be handed out.
+    pub(crate) laneless: bool,
 }
 
 impl Held {
@@ -81,9 +86,9 @@ pub(crate) struct Inbox {
     /// Messages in the receiver's own hands that were not handed out yet.
     pub(crate) buffered: AtomicUsize,
     /// Where dead letters go; `None`: they are discarded.
-    dead_letters: Option<Arc<Outbox>>,
+    dead_letters: Option<Owned>,
     /// Where retry copies go, for brokers that need them.
-    copies: Option<Arc<Outbox>>,
+    copies: Option<Owned>,
     runtime: Handle,
     unanswered: AtomicUsize,
     unanswered_bytes: AtomicUsize,
@@ -96,8 +101,12 @@ pub(crate) struct Inbox {
     poller: AtomicWaker,
     /// Whether the poller waits for room.
     starved: AtomicBool,
+    /// Messages given back without having been handed out.
+    pub(crate) released: AtomicUsize,
     /// Answers that are still on their way.
     pending: AtomicUsize,
+    /// Those of them that wait for a copy to be confirmed.
+    copying: AtomicUsize,
     idle: Notify,
 }
 
@@ -113,8 +122,8 @@ impl Inbox {
         source: Source,
         config: ReceiverConfig,
         client: Arc<ClientInner>,
-        dead_letters: Option<Arc<Outbox>>,
-        copies: Option<Arc<Outbox>>,
+        dead_letters: Option<Owned>,
+        copies: Option<Owned>,
     ) -> Arc<Self> {
         let capabilities = consumer.capabilities();
         let leased = capabilities.max_lease.is_some();
@@ -138,7 +147,9 @@ impl Inbox {
             hasher: RandomState::new(),
             poller: AtomicWaker::new(),
             starved: AtomicBool::new(false),
+            released: AtomicUsize::new(0),
             pending: AtomicUsize::new(0),
+            copying: AtomicUsize::new(0),
             idle: Notify::new(),
         });
         if leased {
@@ -188,14 +199,13 @@ impl Inbox {
         handed_out + self.pending.load(Ordering::Acquire)
     }
 
-    /// Waits until nothing is handed out and every answer is on its way.
-    async fn drained(&self, answers_only: bool) {
+    /// Waits until `left` answers zero.
+    async fn drained(&self, left: impl Fn(&Self) -> usize) {
         loop {
             let idle = self.idle.notified();
             tokio::pin!(idle);
             idle.as_mut().enable();
-            let left = if answers_only { self.pending.load(Ordering::Acquire) } else { self.outstanding() };
-            if left == 0 {
+            if left(self) == 0 {
                 return;
             }
             idle.await;
@@ -206,6 +216,17 @@ impl Inbox {
         if self.state.load(Ordering::Acquire) == CLOSED {
             return Err(self.named(Error::closed("receiver"), "flush"));
         }
+        // A dead letter is acked when its copy is confirmed.
+        let copies = self.drained(|inbox| inbox.copying.load(Ordering::Acquire));
+        if timeout(FLUSH_TIMEOUT, copies).await.is_err() {
+            let why = "copies for dead letters or retries are not confirmed yet";
+            return Err(self.named(Error::new(ErrorKind::Timeout, why), "flush"));
+        }
+        self.flush_answers().await
+    }
+
+    /// Waits for the answers that are with the consumer, not for copies.
+    pub(crate) async fn flush_answers(&self) -> Result<()> {
         self.consumer.flush().await.map_err(|e| self.named(e, "flush"))
     }
 
@@ -226,14 +247,14 @@ impl Inbox {
                 .errors
                 .push(self.named(Error::new(ErrorKind::Timeout, "the consumer did not stop in time"), "close"));
         }
-        let _ = timeout_at(deadline, self.drained(false)).await;
+        let _ = timeout_at(deadline, self.drained(Self::outstanding)).await;
         if !self.enter(CLOSED) {
             return report;
         }
         report.merge(self.consumer.close(deadline).await);
         let buffered = self.buffered.load(Ordering::Acquire);
         report.unanswered = self.unanswered.load(Ordering::Acquire).saturating_sub(buffered);
-        report.released += buffered;
+        report.released += buffered + self.released.swap(0, Ordering::AcqRel);
         for outbox in [&self.dead_letters, &self.copies].into_iter().flatten() {
             report.merge(outbox.close(deadline).await);
         }
@@ -244,9 +265,19 @@ impl Inbox {
     pub(crate) fn abandon(self: &Arc<Self>) {
         let inbox = self.clone();
         self.runtime.spawn(async move {
-            let deadline = Instant::now() + inbox.config.max_handler_time;
+            let deadline = crate::memory::far(Instant::now(), inbox.config.max_handler_time);
             inbox.close(deadline).await;
         });
+    }
+}
+
+/// A copy is on its way as long as this lives.
+struct Copying(Arc<Inbox>);
+
+impl Drop for Copying {
+    fn drop(&mut self) {
+        self.0.copying.fetch_sub(1, Ordering::AcqRel);
+        self.0.idle.notify_waiters();
     }
 }
 

@@ -29,6 +29,8 @@ struct Leased {
     closed: Box<[AtomicU64]>,
     fetched: Instant,
     until: Mutex<Instant>,
+    /// Those that were extended one by one.
+    extended: Mutex<Vec<(u32, Instant)>>,
 }
 
 impl fmt::Debug for Fetch {
@@ -51,9 +53,18 @@ impl Fetch {
         self.leased.as_ref().map(|l| &*l.tokens)
     }
 
-    /// When the lease of every delivery of the fetch ends; `None` where it is held while connected.
-    pub(crate) fn until(&self) -> Option<Instant> {
-        self.leased.as_ref().map(|l| *l.until.lock())
+    /// When the lease of a delivery of the fetch ends; `None` where it is held while connected.
+    pub(crate) fn until(&self, index: u32) -> Option<Instant> {
+        self.leased.as_ref().map(|l| l.extended(index).max(Some(*l.until.lock())).unwrap_or_else(Instant::now))
+    }
+
+    /// One delivery was extended; its neighbours are renewed as before.
+    pub(crate) fn set_extended(&self, index: u32, until: Instant) {
+        if let Some(leased) = &self.leased {
+            let mut extended = leased.extended.lock();
+            extended.retain(|(i, _)| *i != index);
+            extended.push((index, until));
+        }
     }
 
     pub(crate) fn set_until(&self, until: Instant) {
@@ -65,9 +76,18 @@ impl Fetch {
 }
 
 impl Leased {
-    fn open(&self) -> Vec<AckToken> {
+    fn extended(&self, index: u32) -> Option<Instant> {
+        self.extended.lock().iter().find(|(i, _)| *i == index).map(|(_, until)| *until)
+    }
+
+    /// The tokens that are not answered, and whether each was extended beyond `until`.
+    fn open(&self, until: Instant) -> Vec<(AckToken, bool)> {
+        let extended = |i: usize| {
+            let list = self.extended.lock();
+            list.iter().any(|(index, at)| *index as usize == i && *at >= until)
+        };
         let is_open = |i: usize| self.closed[i / 64].load(Ordering::Acquire) >> (i % 64) & 1 == 0;
-        self.tokens.iter().enumerate().filter(|(i, _)| is_open(*i)).map(|(_, t)| *t).collect()
+        self.tokens.iter().enumerate().filter(|(i, _)| is_open(*i)).map(|(i, t)| (*t, extended(i))).collect()
     }
 }
 
@@ -120,6 +140,7 @@ impl Ledger {
             closed: (0..received.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             fetched: Instant::now(),
             until: Mutex::new(until),
+            extended: Mutex::default(),
         });
         let fetch = Arc::new(Fetch { inbox: inbox.clone(), leased });
         if let Some(leased) = &fetch.leased {
@@ -138,13 +159,12 @@ impl Ledger {
             // One that is held long must not keep those behind it in memory.
             fetches.retain(|(_, f)| f.strong_count() > 0);
         }
-        let earliest = fetches.front().is_none_or(|(front, _)| due < *front);
-        if earliest {
-            fetches.push_front((due, fetch));
-            drop(fetches);
+        // Mostly the last; leases may be of different lengths.
+        let at = fetches.iter().rposition(|(other, _)| *other <= due).map_or(0, |i| i + 1);
+        fetches.insert(at, (due, fetch));
+        drop(fetches);
+        if at == 0 {
             self.changed.notify_one();
-        } else {
-            fetches.push_back((due, fetch));
         }
     }
 
@@ -174,14 +194,18 @@ pub(crate) async fn renew(weak: Weak<Inbox>) {
         let most = inbox.capabilities.max_lease.unwrap_or(Duration::MAX).min(inbox.ledger.max_handler_time);
         for fetch in due {
             let Some(leased) = &fetch.leased else { continue };
-            let open = leased.open();
             let left = most.saturating_sub(now - leased.fetched);
             let lease = inbox.ledger.lease.min(left);
+            let open = leased.open(now + lease);
             // Nothing is gained by an extension that ends before the present lease does.
             if open.is_empty() || now + lease <= *leased.until.lock() {
                 continue;
             }
-            let answers: Vec<_> = open.into_iter().map(|token| Answer::Extend(token, lease)).collect();
+            let answers: Vec<_> = open
+                .into_iter()
+                .filter(|(_, extended)| !extended)
+                .map(|(token, _)| Answer::Extend(token, lease))
+                .collect();
             let settled = inbox.consumer.settle(answers);
             fetch.set_until(now + lease);
             inbox.ledger.schedule(now, now + lease, Arc::downgrade(&fetch));

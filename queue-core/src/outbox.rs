@@ -17,6 +17,7 @@ use crate::completion::{Block, Completion, Owner, Resend, SlotRef};
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::event::Events;
 use crate::headers::RESERVED_PREFIX;
+use crate::memory::far;
 use crate::message::Message;
 use crate::producer::Producer;
 use crate::sender::{OnUnknown, SenderConfig, named};
@@ -37,6 +38,8 @@ pub(crate) struct Outbox {
     /// Permits are bytes; a message takes at least `unit` of them, so that count and bytes are bounded at once.
     window: Semaphore,
     unit: usize,
+    /// Spreads the retries of senders; the same for all messages of one, so that they keep their order.
+    jitter: f64,
     state: Mutex<State>,
     /// Held while pending messages are handed over, so that none overtakes. Never taken inside `state`: a producer
     /// may fail messages, and so come back here, before its `send` returns.
@@ -113,6 +116,7 @@ impl Outbox {
             producer,
             window: Semaphore::new(bytes),
             unit: (bytes / config.window.max(1)).max(1),
+            jitter: 0.75 + 0.5 * fastrand::f64(),
             config: SenderConfig { window_bytes: bytes, ..config },
             events,
             state: Mutex::default(),
@@ -234,10 +238,11 @@ impl Outbox {
         }
         let size = message.size();
         self.check(&message, size)?;
-        let deadline = Instant::now() + self.config.deadline;
+        let deadline = far(Instant::now(), self.config.deadline);
         let cost = self.cost(size);
         self.room(cost, deadline).await.map_err(|e| named(e, &self.address))?;
         let block = Block::new(1, cost, deadline, Some(self.clone()));
+        block.hand(1);
         if self.capabilities.per_request && !self.config.linger.is_zero() {
             self.coalesce(message, &block);
         } else {
@@ -253,10 +258,17 @@ impl Outbox {
         if state.pending_due.is_none() {
             state.pending_due = Some(Instant::now() + self.config.linger);
         }
-        let full = state.pending.len() >= COALESCE;
+        let full = state.pending.len() >= COALESCE.min(self.capabilities.max_batch.max(1));
         self.watch_locked(&mut state, block);
         drop(state);
         if full {
+            self.hand_over();
+        }
+    }
+
+    /// What was submitted before a batch goes before it.
+    fn hand_over_pending(&self) {
+        if self.capabilities.per_request {
             self.hand_over();
         }
     }
@@ -268,9 +280,7 @@ impl Outbox {
             state.pending_due = None;
             state.pending.drain(..).unzip()
         };
-        if !messages.is_empty() {
-            self.producer.send(messages, Completion::slots(slots));
-        }
+        self.send_parts(messages, slots);
     }
 
     /// Sees to it that the block gets its verdicts by its deadline.
@@ -288,15 +298,17 @@ impl Outbox {
             // One that is stuck must not keep those behind it in memory.
             state.in_flight.retain(|b| !b.is_done());
         }
-        state.in_flight.push_back(block.clone());
-        let due = state.next_due();
-        if state.armed.is_none_or(|armed| due.is_some_and(|due| due < armed)) {
+        // Mostly the last; room may have come in another order than the calls.
+        let at = state.in_flight.iter().rposition(|b| b.deadline() <= block.deadline()).map_or(0, |i| i + 1);
+        state.in_flight.insert(at, block.clone());
+        let due = state.pending_due.map_or(block.deadline(), |due| due.min(block.deadline()));
+        if state.armed.is_none_or(|armed| due < armed) {
             self.work.notify_one();
         }
     }
 
     pub(crate) async fn send_all(self: &Arc<Self>, mut messages: Vec<Message>) -> Arc<Block> {
-        let deadline = Instant::now() + self.config.deadline;
+        let deadline = far(Instant::now(), self.config.deadline);
         let len = messages.len();
         let mut sizes = 0;
         let mut refused = Vec::new();
@@ -317,6 +329,8 @@ impl Outbox {
         } else if fits && refused.is_empty() {
             match self.room(cost * len, deadline).await {
                 Ok(()) if len > 0 => {
+                    block.hand(len);
+                    self.hand_over_pending();
                     self.producer.send(std::mem::take(&mut messages), Completion::whole(&block));
                     self.watch(&block);
                 }
@@ -343,6 +357,8 @@ impl Outbox {
         let mut refused = refused.into_iter().peekable();
         let mut messages = messages.into_iter().enumerate().peekable();
         let mut watched = false;
+        let why = Error::new(ErrorKind::Closed, "the caller went away before there was room");
+        let _rest = Rest { block, error: named(why, &self.address) };
         while messages.peek().is_some() {
             let (mut chunk, mut slots, mut bytes) = (Vec::new(), Vec::new(), 0);
             while let Some((index, message)) = messages.peek() {
@@ -361,16 +377,21 @@ impl Outbox {
                     chunk.push(message);
                 }
             }
+            let end = messages.peek().map_or(block.len(), |(index, _)| *index);
             if chunk.is_empty() {
                 continue;
             }
             if let Err(error) = self.room(cost * chunk.len(), block.deadline()).await {
                 let error = named(error, &self.address);
                 slots.iter().for_each(|slot| block.refuse(slot.index(), error.clone()));
+                block.hand(end);
                 continue;
             }
+            block.hand(end);
+            self.hand_over_pending();
             self.producer.send(chunk, Completion::slots(slots));
-            if !watched {
+            // After the deadline the task does not know the block any more.
+            if !watched || Instant::now() >= block.deadline() {
                 self.watch(block);
                 watched = !block.is_done();
             }
@@ -406,12 +427,13 @@ impl Outbox {
                 (std::mem::take(&mut state.in_flight), std::mem::take(&mut state.retries))
             };
             for (_, item) in retries {
+                report.unconfirmed += usize::from(item.error.outcome() == Outcome::Unknown);
                 item.slot.give_up(item.error);
             }
             let why = "the sender was closed before the broker answered";
             let error = Error::new(ErrorKind::Closed, why).with_outcome(Outcome::Unknown);
             let error = named(error, &self.address);
-            report.unconfirmed = left.iter().map(|b| b.expire(&error)).sum();
+            report.unconfirmed += left.iter().map(|b| b.expire(&error)).sum::<usize>();
             report.merge(self.producer.close(deadline).await);
             self.work.notify_one();
         }
@@ -455,7 +477,11 @@ impl Outbox {
                 slots.push(slot);
             }
         }
-        // In parts that the producer takes.
+        self.send_parts(messages, slots);
+    }
+
+    /// Sends in parts that the producer takes.
+    fn send_parts(&self, mut messages: Vec<Message>, mut slots: Vec<SlotRef>) {
         while !messages.is_empty() {
             let mut bytes = 0;
             let mut part = messages
@@ -504,7 +530,7 @@ impl Owner for Outbox {
 
     fn resend(&self, item: Resend) {
         let factor = 1 << item.slot.tries().min(10);
-        let pause = (RETRY_MIN * factor).min(RETRY_MAX).mul_f64(0.75 + 0.5 * fastrand::f64());
+        let pause = (RETRY_MIN * factor).min(RETRY_MAX).mul_f64(self.jitter);
         let due = (Instant::now() + pause).min(item.slot.deadline());
         tracing::debug!(address = %self.address, error = %item.error, ?pause, "a message is sent again");
         let mut state = self.state.lock();
@@ -519,6 +545,36 @@ impl Owner for Outbox {
         if self.flushing.load(Ordering::Acquire) > 0 {
             self.progress.notify_waiters();
         }
+    }
+}
+
+/// Refuses what is left of a batch when its caller goes away.
+struct Rest<'a> {
+    block: &'a Block,
+    error: Error,
+}
+
+impl Drop for Rest<'_> {
+    fn drop(&mut self) {
+        self.block.refuse_rest(&self.error);
+    }
+}
+
+/// An outbox with one owner: its task ends with it.
+#[derive(Debug)]
+pub(crate) struct Owned(pub(crate) Arc<Outbox>);
+
+impl std::ops::Deref for Owned {
+    type Target = Arc<Outbox>;
+
+    fn deref(&self) -> &Arc<Outbox> {
+        &self.0
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.abandon();
     }
 }
 

@@ -14,13 +14,13 @@ use serde::Deserialize;
 use tokio::time::{Instant, timeout_at};
 
 use crate::address::{Address, Source, Start};
-use crate::broker::{CloseReport, ConsumerOptions};
+use crate::broker::{CloseReport, ConsumerOptions, ProducerOptions};
 use crate::capability::{Capabilities, Ordering, RetryVia};
 use crate::client::Client;
 use crate::delivery::{Batch, Delivery, hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inbox::{Inbox, Run};
-use crate::outbox::Outbox;
+use crate::outbox::{Outbox, Owned};
 use crate::sender::SenderConfig;
 use crate::topology::{Declare, Entry, Topology};
 
@@ -36,7 +36,7 @@ pub struct ReceiverConfig {
     pub group: Option<String>,
     /// Most messages fetched and not answered. Default: 256.
     pub prefetch: usize,
-    /// Most bytes of those; a single larger message still passes. Default: 64 MiB.
+    /// Most bytes of those. Looked at before each fetch, so that one fetch may go over it. Default: 64 MiB.
     pub prefetch_bytes: usize,
     /// Failed attempts before a message goes to the dead letters. Default: 5.
     pub max_deliveries: u32,
@@ -131,7 +131,7 @@ impl ReceiverBuilder {
         self
     }
 
-    /// Most bytes of those. Default: 64 MiB.
+    /// Most bytes of those, looked at before each fetch. Default: 64 MiB.
     pub fn prefetch_bytes(mut self, bytes: usize) -> Self {
         self.config.prefetch_bytes = bytes;
         self
@@ -270,10 +270,13 @@ impl ReceiverBuilder {
         if let Some(why) = why {
             return Err(Error::unsupported(why).with_context("source", source));
         }
-        let copier = async |to: Address| -> Result<Arc<Outbox>> {
+        let copier = async |to: Address| -> Result<Owned> {
             let config = SenderConfig::default();
-            let producer = inner.broker.producer(&to, &Default::default()).await?;
-            Ok(Outbox::start_internal(to, producer, config, inner.events.clone()))
+            let producer = {
+                let options = ProducerOptions { events: inner.events.clone(), ..Default::default() };
+                inner.broker.producer(&to, &options).await?
+            };
+            Ok(Owned(Outbox::start_internal(to, producer, config, inner.events.clone())))
         };
         let dead_letters = match dead_letter {
             Some(address) => Some(copier(address).await?),
@@ -332,7 +335,11 @@ impl Receiver {
             }
             self.let_go();
         }
-        match ready!(self.inbox.poll_fetch(cx, max)) {
+        // A queue that is never empty lets other tasks run too.
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        let fetched = ready!(self.inbox.poll_fetch(cx, max));
+        coop.made_progress();
+        match fetched {
             Some(Ok(run)) => {
                 self.current = Some(run);
                 self.note_buffered();
@@ -444,7 +451,7 @@ impl Receiver {
     /// # Cancel safety
     /// Dropped, no message is lost.
     pub async fn receive_batch_within(&mut self, max: usize, wait: Duration) -> Result<Batch> {
-        match timeout_at(Instant::now() + wait, self.receive_batch(max)).await {
+        match timeout_at(crate::memory::far(Instant::now(), wait), self.receive_batch(max)).await {
             Ok(batch) => batch,
             Err(_) => Ok(Batch::empty()),
         }
@@ -496,7 +503,7 @@ impl Receiver {
     /// Closing twice is fine.
     pub async fn close(&mut self, within: Duration) -> CloseReport {
         self.let_go();
-        self.inbox.close(Instant::now() + within).await
+        self.inbox.close(crate::memory::far(Instant::now(), within)).await
     }
 }
 
@@ -545,6 +552,6 @@ impl ReceiverControl {
 
     /// As [`Receiver::close`].
     pub async fn close(&self, within: Duration) -> CloseReport {
-        self.0.close(Instant::now() + within).await
+        self.0.close(crate::memory::far(Instant::now(), within)).await
     }
 }

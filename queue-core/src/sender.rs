@@ -287,7 +287,7 @@ impl Sender {
     /// Takes no more messages, waits at most this long for the verdicts of what is in flight, and closes for every
     /// clone. What is left then is `Unknown`. Closing twice is fine.
     pub async fn close(&self, within: Duration) -> CloseReport {
-        self.outbox().close(Instant::now() + within).await
+        self.outbox().close(crate::memory::far(Instant::now(), within)).await
     }
 }
 

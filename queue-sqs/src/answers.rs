@@ -317,7 +317,10 @@ impl crate::consumer::State {
         let outcome = match outcome {
             // The try before was taken after all.
             Err(error) if error.kind() == ErrorKind::LeaseLost && answer.unsure => Ok(()),
-            Err(error) if error.is_retryable() && Instant::now() < answer.ends => {
+            Err(error)
+                if error.is_retryable()
+                    && Instant::now() < self.closed.map_or(answer.ends, |end| end.min(answer.ends)) =>
+            {
                 answer.unsure |= error.outcome() == Outcome::Unknown;
                 let pause = PAUSE.0.saturating_mul(1 << answer.tries.min(16)).min(PAUSE.1);
                 answer.tries += 1;

@@ -51,8 +51,8 @@ pub(crate) struct Core {
     pub(crate) link: Arc<Link>,
     pub(crate) queues: Arc<Queues>,
     closed: AtomicBool,
-    /// Every task of every producer and consumer. They end by themselves once their owner is closed or dropped; a
-    /// closing broker waits for them and then ends them.
+    /// Every task of every producer and consumer. They end by themselves once their owner is closed or dropped, at the
+    /// latest when the poll under way has ended, and a lease or request timeout later.
     tasks: Mutex<JoinSet<()>>,
     opened: Mutex<Vec<Weak<dyn Opened>>>,
 }
@@ -61,6 +61,8 @@ pub(crate) struct Core {
 pub(crate) trait Opened: Send + Sync {
     /// Takes nothing new; the tasks end once what is under way has ended.
     fn begin_close(&self);
+    /// The deadline has passed: gives up what need not go on.
+    fn abandon(&self);
     /// What is left undone.
     fn left(&self) -> CloseReport;
 }
@@ -290,7 +292,12 @@ impl Broker for SqsBroker {
         let mut tasks = std::mem::take(&mut *self.core.tasks.lock());
         let ended = timeout_at(deadline, async { while tasks.join_next().await.is_some() {} }).await;
         if ended.is_err() {
-            tasks.shutdown().await;
+            for child in &opened {
+                child.abandon();
+            }
+            // What is left are polls under way, whose messages would be away for a lease if nobody gave them back, and
+            // their answers. Both have their own deadlines.
+            tasks.detach_all();
         }
         self.core.link.close();
         let mut report = CloseReport::default();

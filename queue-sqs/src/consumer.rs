@@ -70,8 +70,8 @@ pub(crate) struct State {
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
     pub(crate) polls_ended: bool,
-    /// No answers are taken any more.
-    closed: bool,
+    /// Set when no answers are taken any more: until when those on their way are repeated.
+    pub(crate) closed: Option<Instant>,
     /// What ended the receiver for good.
     pub(crate) over: Option<Error>,
     pub(crate) waker: Option<Waker>,
@@ -147,7 +147,7 @@ impl Shared {
     /// Gives back what was handed out and not answered as well; says how much.
     fn let_go(&self) -> usize {
         let mut state = self.state.lock();
-        state.closed = true;
+        state.closed.get_or_insert(Instant::now() + self.lease);
         let tokens = state.leases.tokens();
         let count = tokens.into_iter().filter(|t| state.give_back(*t, Duration::ZERO, Duration::ZERO, None)).count();
         drop(state);
@@ -158,7 +158,7 @@ impl Shared {
     /// Whether there is no answer left to send, now and ever.
     pub(crate) fn answers_are_over(&self) -> bool {
         let state = self.state.lock();
-        state.closed && state.polls_ended && state.outbox.is_empty()
+        state.closed.is_some() && state.polls_ended && state.outbox.is_empty()
     }
 
     /// Waits until every answer so far has its outcome.
@@ -185,6 +185,8 @@ impl Opened for Shared {
         self.begin_stop();
         self.let_go();
     }
+
+    fn abandon(&self) {}
 
     fn left(&self) -> CloseReport {
         CloseReport::default()

@@ -170,8 +170,7 @@ impl Producer for SqsProducer {
         let mut report = CloseReport::default();
         if timeout_at(deadline, self.shared.settled()).await.is_err() {
             report.unconfirmed = self.shared.open.count.load(Ordering::Acquire);
-            self.shared.abandoned.store(true, Ordering::Release);
-            self.shared.wake.notify_one();
+            self.shared.abandon();
         }
         report
     }
@@ -187,6 +186,11 @@ impl Drop for SqsProducer {
 impl Opened for Shared {
     fn begin_close(&self) {
         self.inbox.lock().closed = true;
+        self.wake.notify_one();
+    }
+
+    fn abandon(&self) {
+        self.abandoned.store(true, Ordering::Release);
         self.wake.notify_one();
     }
 

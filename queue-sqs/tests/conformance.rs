@@ -30,7 +30,8 @@ impl Harness for Sqs {
     /// With short polls, so that closing a client, which waits for them, takes no longer than the tests want.
     fn url(&self) -> Option<String> {
         let url = std::env::var(self.variable()).ok().filter(|url| !url.is_empty())?;
-        Some(format!("{url}{}wait_time=1s", if url.contains('?') { '&' } else { '?' }))
+        let quick = if url.contains('?') { "&wait_time=1s" } else { "?wait_time=1s" };
+        Some(if url.contains("wait_time") { url } else { format!("{url}{quick}") })
     }
 
     fn suffix(&self) -> &str {

@@ -37,7 +37,7 @@ async fn brokers(command: &str) -> Outcome {
 async fn with_broker<F: Future<Output = Outcome>>(test: impl FnOnce(String) -> F) -> Outcome {
     brokers("up").await?;
     let url = format!("sqs://127.0.0.1:{PORT}?region=us-east-1&access_key=test&secret_key=test");
-    let outcome = timeout(Duration::from_secs(45), test(url)).await.unwrap_or_else(|_| Err("no end".into()));
+    let outcome = timeout(Duration::from_secs(100), test(url)).await.unwrap_or_else(|_| Err("no end".into()));
     let _ = brokers("thaw").await;
     brokers("down").await?;
     outcome
@@ -68,7 +68,7 @@ async fn a_frozen_endpoint_loses_nothing_confirmed_and_recovers() -> Outcome {
         });
         let receiving = tokio::spawn(async move {
             let mut seen = HashSet::new();
-            let until = Instant::now() + Duration::from_secs(40);
+            let until = Instant::now() + Duration::from_secs(80);
             while seen.len() < MESSAGES && Instant::now() < until {
                 let batch = receiver.receive_batch_within(256, Duration::from_millis(500)).await?;
                 for delivery in batch {
@@ -100,7 +100,7 @@ async fn a_frozen_endpoint_loses_nothing_confirmed_and_recovers() -> Outcome {
 }
 
 async fn wait_for(events: &mut queue_core::EventStream, kind: EventKind) -> Outcome {
-    let found = timeout(Duration::from_secs(15), async {
+    let found = timeout(Duration::from_secs(30), async {
         while let Some(event) = events.next().await {
             if event.kind == kind {
                 return Ok(());

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::{COPY_RETRY_MAX, COPY_RETRY_MIN, Done, Held, Inbox, Run};
+use super::{COPY_RETRY_MAX, COPY_RETRY_MIN, Copying, Done, Held, Inbox, Run};
 use crate::capability::RetryVia;
 use crate::consumer::{Answer, Received};
 use crate::dead_letter::{self, Reason};
@@ -35,7 +35,9 @@ impl Inbox {
     /// A message is answered for good, or is not ours any more.
     pub(crate) fn finish(&self, held: &Held) {
         held.fetch.close(held.index);
-        if let Some(lane) = self.lane(&held.message) {
+        if !held.laneless
+            && let Some(lane) = self.lane(&held.message)
+        {
             let mut local = self.local.lock();
             let next = local.lanes.get_mut(&lane).and_then(VecDeque::pop_front);
             match next {
@@ -89,8 +91,12 @@ impl Inbox {
     }
 
     /// Gives an answer other than ack to the consumer.
-    pub(super) fn settle(self: &Arc<Self>, held: &Held, answer: Answer) -> Answered {
-        let settled = self.consumer.settle(vec![answer]);
+    pub(super) fn settle(self: &Arc<Self>, answer: Answer) -> Answered {
+        self.settle_all(vec![answer])
+    }
+
+    fn settle_all(self: &Arc<Self>, answers: Vec<Answer>) -> Answered {
+        let settled = self.consumer.settle(answers);
         if let Some(pending) = settled.pending {
             self.spawn(async move |inbox| {
                 for (_, error) in pending.await {
@@ -98,12 +104,12 @@ impl Inbox {
                 }
             });
         }
-        let _ = held;
         if settled.stale.is_empty() { Answered::Accepted } else { Answered::LeaseLost }
     }
 
     pub(crate) fn release(self: &Arc<Self>, held: Held) -> Answered {
-        if self.in_place() && self.is_running() {
+        if self.capabilities.retry_via == RetryVia::InPlace && self.is_running() {
+            // The broker hands it to nobody else while this receiver has its partition.
             if self.consumer.holds(held.token) {
                 self.hand_out(held);
                 return Answered::Accepted;
@@ -111,16 +117,27 @@ impl Inbox {
             self.finish(&held);
             return Answered::LeaseLost;
         }
-        let answered = self.settle(&held, Answer::Release(held.token));
+        // What waits behind it in its lane goes back too, and in order.
+        let behind = match self.lane(&held.message) {
+            Some(lane) if !held.laneless => self.local.lock().lanes.get_mut(&lane).map(std::mem::take),
+            _ => None,
+        };
+        let behind = behind.unwrap_or_default();
+        let answered =
+            self.settle_all(std::iter::once(&held).chain(&behind).map(|h| Answer::Release(h.token)).collect());
+        for parked in behind {
+            parked.fetch.close(parked.index);
+            self.answered(1, parked.size());
+        }
         self.finish(&held);
         answered
     }
 
     /// The pause before the next attempt, unless one is given: doubles with each attempt, and is up to a fifth longer.
     fn backoff(&self, attempt: u32) -> Duration {
-        let factor = 1_u32 << (attempt - 1).min(20);
+        let factor = 1_u32 << attempt.saturating_sub(1).min(20);
         let pause = self.config.backoff_min.saturating_mul(factor).min(self.config.backoff_max);
-        pause.mul_f64(1.0 + 0.2 * fastrand::f64())
+        pause.saturating_add(pause.min(crate::memory::LONG).mul_f64(0.2 * fastrand::f64()))
     }
 
     pub(crate) fn retry(self: &Arc<Self>, held: Held, delay: Option<Duration>, why: &str) -> Answered {
@@ -153,20 +170,20 @@ impl Inbox {
             (RetryVia::Copy, Some(copies)) => {
                 let due = (!delay.is_zero()).then(|| SystemTime::now() + delay);
                 let copy = dead_letter::retry(&held.message, held.attempt + 1, due);
-                self.copy_then_ack(held, copies.clone(), copy)
+                self.copy_then_ack(held, copies.0.clone(), copy)
             }
             (RetryVia::Broker, _) => {
-                let answered = self.settle(&held, Answer::Retry(held.token, delay));
+                let answered = self.settle(Answer::Retry(held.token, delay));
                 self.finish(&held);
                 answered
             }
             (RetryVia::InPlace, _) => {
-                let answered = self.settle(&held, Answer::Release(held.token));
+                let answered = self.settle(Answer::Release(held.token));
                 self.finish(&held);
                 answered
             }
             _ => {
-                let answered = self.settle(&held, Answer::Retry(held.token, Duration::ZERO));
+                let answered = self.settle(Answer::Retry(held.token, Duration::ZERO));
                 self.finish(&held);
                 answered
             }
@@ -179,7 +196,7 @@ impl Inbox {
             Some(outbox) => {
                 let origin = self.source.to_string();
                 let copy = dead_letter::letter(&held.message, &reason, held.attempt, &origin);
-                self.copy_then_ack(held, outbox.clone(), copy)
+                self.copy_then_ack(held, outbox.0.clone(), copy)
             }
         }
     }
@@ -191,7 +208,12 @@ impl Inbox {
             self.finish(&held);
             return Answered::LeaseLost;
         }
-        self.spawn(async move |inbox| inbox.copy_until_confirmed(held, &outbox, copy).await);
+        self.copying.fetch_add(1, Ordering::AcqRel);
+        let copying = Copying(self.clone());
+        self.spawn(async move |inbox| {
+            let _copying = copying;
+            inbox.copy_until_confirmed(held, &outbox, copy).await;
+        });
         Answered::Accepted
     }
 
@@ -221,7 +243,7 @@ impl Inbox {
             };
             if closing || !self.consumer.holds(held.token) {
                 self.client.events.set_problem(&problem, None);
-                self.settle(&held, Answer::Release(held.token));
+                self.settle(Answer::Release(held.token));
                 self.finish(&held);
                 return;
             }
@@ -249,6 +271,7 @@ impl Inbox {
             if let Some(pending) = settled.pending {
                 self.spawn(async move |_| drop(pending.await));
             }
+            self.released.fetch_add(count, Ordering::AcqRel);
             self.answered(count, bytes);
         }
     }
@@ -269,6 +292,7 @@ impl Inbox {
         if let Some(pending) = settled.pending {
             self.runtime.spawn(pending);
         }
+        self.released.fetch_add(held.len(), Ordering::AcqRel);
         for held in held {
             held.fetch.close(held.index);
             self.answered(1, held.size());

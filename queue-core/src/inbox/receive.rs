@@ -67,8 +67,15 @@ impl Inbox {
     }
 
     fn take_ready(&self) -> Option<Run> {
-        let held = self.local.lock().ready.pop_front()?;
-        self.local_ready.fetch_sub(1, Ordering::AcqRel);
+        let held = loop {
+            let held = self.local.lock().ready.pop_front()?;
+            self.local_ready.fetch_sub(1, Ordering::AcqRel);
+            // It may have waited for longer than its lease or its assignment lasted.
+            if self.consumer.holds(held.token) {
+                break held;
+            }
+            self.finish(&held);
+        };
         let received = Received {
             message: Ok(held.message),
             token: held.token,
@@ -115,7 +122,8 @@ impl Inbox {
                 let reason = Reason::new(&undecodable.error);
                 let raw = Message::new(undecodable.raw.clone());
                 item.message = Ok(raw);
-                self.dead_letter(self.hold_alone(item)?, reason);
+                let held = Held { laneless: true, ..self.hold_alone(item)? };
+                self.dead_letter(held, reason);
                 return None;
             }
         };
@@ -127,10 +135,12 @@ impl Inbox {
             self.unanswered_bytes.fetch_sub(size - message.size(), Ordering::AcqRel);
             item.attempt = item.attempt.saturating_add(attempt - 1);
             due = at.and_then(|at| at.duration_since(SystemTime::now()).ok());
+            // Whoever writes to the queue can write the header.
+            due = due.map(|due| due.min(self.capabilities.max_retry_delay));
         }
         if item.attempt > last {
             let why = format!("delivered {} times without an answer", item.attempt - 1);
-            let held = self.hold_alone(item)?;
+            let held = Held { laneless: true, ..self.hold_alone(item)? };
             self.dead_letter(held, Reason::text(why));
             return None;
         }
@@ -159,7 +169,7 @@ impl Inbox {
     fn hold_alone(self: &Arc<Self>, item: Received) -> Option<Held> {
         let fetch = self.ledger.open(self, std::slice::from_ref(&item));
         let Received { message, token, attempt, position, .. } = item;
-        Some(Held { fetch, index: 0, token, attempt, position, message: message.ok()? })
+        Some(Held { fetch, index: 0, token, attempt, position, message: message.ok()?, laneless: false })
     }
 
     pub(super) fn lane(&self, message: &Message) -> Option<u64> {
@@ -187,9 +197,9 @@ impl Inbox {
                 () = inbox.stopped() => {
                     let left = due.saturating_duration_since(Instant::now());
                     if inbox.capabilities.retry_via == RetryVia::Broker {
-                        inbox.settle(&held, Answer::Retry(held.token, left));
+                        inbox.settle(Answer::Retry(held.token, left));
                     } else {
-                        inbox.settle(&held, Answer::Release(held.token));
+                        inbox.settle(Answer::Release(held.token));
                     }
                     inbox.finish(&held);
                 }

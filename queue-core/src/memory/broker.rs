@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 
 use async_trait::async_trait;
+use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -93,6 +94,8 @@ pub struct MemoryBroker {
 pub(super) struct Connection {
     shared: Arc<Shared>,
     closed: AtomicBool,
+    /// Those that wait for messages; a close wakes them.
+    pollers: Mutex<Vec<Weak<AtomicWaker>>>,
 }
 
 impl std::ops::Deref for Connection {
@@ -104,6 +107,14 @@ impl std::ops::Deref for Connection {
 }
 
 impl Connection {
+    pub(super) fn poller(&self) -> Arc<AtomicWaker> {
+        let poller = Arc::new(AtomicWaker::new());
+        let mut pollers = self.pollers.lock();
+        pollers.retain(|p| p.strong_count() > 0);
+        pollers.push(Arc::downgrade(&poller));
+        poller
+    }
+
     pub(super) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -123,7 +134,7 @@ impl MemoryBroker {
 
     fn over(shared: Arc<Shared>) -> Self {
         let capabilities = Arc::new(shared.profile.capabilities());
-        let connection = Arc::new(Connection { shared, closed: AtomicBool::new(false) });
+        let connection = Arc::new(Connection { shared, closed: AtomicBool::new(false), pollers: Mutex::default() });
         Self { connection, capabilities }
     }
 
@@ -290,6 +301,8 @@ impl Broker for MemoryBroker {
 
     async fn close(&self, _deadline: Instant) -> CloseReport {
         self.connection.closed.store(true, Ordering::Release);
+        let pollers = std::mem::take(&mut *self.connection.pollers.lock());
+        pollers.iter().filter_map(Weak::upgrade).for_each(|p| p.wake());
         CloseReport::default()
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct MemoryConsumer {
     paused: AtomicBool,
     stopped: AtomicBool,
     left: AtomicBool,
-    poller: AtomicWaker,
+    poller: Arc<AtomicWaker>,
     /// Wakes the poller when a delay or a lease ends.
     timer: Mutex<Option<Pin<Box<Sleep>>>>,
 }
@@ -50,6 +50,7 @@ impl MemoryConsumer {
             capabilities.dead_letter = false;
         }
         let lease = capabilities.max_lease.map(|most| options.lease.min(most));
+        let poller = connection.poller();
         Self {
             owner: queue.enter(),
             connection,
@@ -60,7 +61,7 @@ impl MemoryConsumer {
             paused: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             left: AtomicBool::new(false),
-            poller: AtomicWaker::new(),
+            poller,
             timer: Mutex::new(None),
         }
     }

@@ -101,8 +101,10 @@ impl Log {
         self.next += messages.len() as u64;
         let mut messages = messages;
         if let Some(mut last) = self.segments.last_entry() {
+            let start = *last.key();
             let segment = last.get_mut();
-            if segment.offset + segment.len() as u64 == offset {
+            // Numbers and offsets part where a group is read again from an earlier offset.
+            if start + segment.len() as u64 == first && segment.offset + segment.len() as u64 == offset {
                 match segment.extend(messages, now) {
                     Ok(()) => return,
                     Err(back) => messages = back,
@@ -295,6 +297,22 @@ impl Log {
         self.find(number).map(|(_, segment, index)| &mut segment.marks[index])
     }
 
+    /// Drops the oldest messages that wait, down to the capacity; tells how many.
+    pub(super) fn trim(&mut self) -> usize {
+        let over = self.live.saturating_sub(self.capacity);
+        if over == 0 {
+            return 0;
+        }
+        let waits = |m: &Mark| m.stage == Stage::Ready;
+        let marks = self.segments.iter().flat_map(|(first, s)| (*first..).zip(&s.marks));
+        let oldest: Vec<u64> = marks.filter(|(_, mark)| waits(mark)).map(|(number, _)| number).take(over).collect();
+        for number in &oldest {
+            self.again.remove(number);
+            drop(self.finish(*number));
+        }
+        oldest.len()
+    }
+
     pub(super) fn clear_lists(&mut self) {
         self.again.clear();
         self.first.clear();
@@ -318,11 +336,10 @@ impl Log {
 
     pub(super) fn note_lease(&mut self, until: Instant, first: u64, last: u64) {
         match &mut self.last_lease {
-            Some((end, _, open)) if *open + 1 == first && until >= *end && until - *end < LEASE_TICK => {
-                (*end, *open) = (until, last);
-            }
+            // The range is looked at a tick after the end of its first lease, however many have joined it.
+            Some((end, _, open)) if *open + 1 == first && until <= *end => *open = last,
             open => {
-                if let Some((until, first, last)) = open.replace((until, first, last)) {
+                if let Some((until, first, last)) = open.replace((until + LEASE_TICK, first, last)) {
                     self.leases.push(Reverse((until, first, last)));
                 }
             }
@@ -377,6 +394,9 @@ impl Log {
         while self.live < self.capacity
             && let Some((messages, done)) = self.blocked.pop_front()
         {
+            if done.is_over() {
+                continue;
+            }
             self.append(messages, None, now);
             accepted.push(done);
         }

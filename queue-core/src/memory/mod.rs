@@ -30,6 +30,7 @@ mod producer;
 mod profile;
 mod queue;
 mod segment;
+pub(crate) use segment::{LONG, far};
 mod topic;
 
 pub use broker::{DRIVER, MemoryBroker, MemoryConfig};

@@ -14,7 +14,7 @@ use crate::capability::Capabilities;
 use crate::completion::Completion;
 use crate::error::{Error, ErrorKind};
 use crate::message::Message;
-use crate::producer::{Producer, Receipt};
+use crate::producer::Producer;
 
 #[derive(Debug)]
 pub(super) struct MemoryProducer {
@@ -47,47 +47,37 @@ impl MemoryProducer {
             None => (batch, done),
         };
         // Not there, or deleted: it may have been made since.
-        let found = self.connection.queue(self.to.name());
-        self.queue.write().clone_from(&found);
-        match found {
-            Some(queue) => {
-                if let Err((batch, done)) = queue.push(batch, done) {
-                    done.fail_all(&Self::missing(&self.to), batch);
-                }
-            }
-            None => done.fail_all(&Self::missing(&self.to), batch),
-        }
+        self.queue.write().clone_from(&self.connection.queue(self.to.name()));
+        self.anew(&self.to, batch, done);
     }
 
-    fn to_topic(&self, batch: Vec<Message>, done: Completion) {
-        match self.connection.topic(self.to.name()).and_then(|topic| topic.push(&batch)) {
-            None => done.fail_all(&Self::missing(&self.to), batch),
-            Some(0) if self.require_route => {
-                let error = Error::new(ErrorKind::Unroutable, "the topic has no group and no subscriber");
-                done.fail_all(&error.with_context("address", &self.to), batch);
-            }
-            Some(_) => done.accept_all(),
+    /// Sends to an address that is looked up now.
+    fn anew(&self, to: &Address, batch: Vec<Message>, done: Completion) {
+        if to.is_topic() {
+            return match self.connection.topic(to.name()).and_then(|topic| topic.push(&batch)) {
+                None => done.fail_all(&Self::missing(to), batch),
+                Some(0) if self.require_route => {
+                    let error = Error::new(ErrorKind::Unroutable, "the topic has no group and no subscriber");
+                    done.fail_all(&error.with_context("address", to), batch);
+                }
+                Some(_) => done.accept_all(),
+            };
+        }
+        let refused = match self.connection.queue(to.name()) {
+            Some(queue) => queue.push(batch, done).err(),
+            None => Some((batch, done)),
+        };
+        if let Some((batch, done)) = refused {
+            done.fail_all(&Self::missing(to), batch);
         }
     }
 
     /// Messages with destinations of their own.
-    fn one_by_one(&self, batch: Vec<Message>, done: &Completion) {
-        for (index, mut message) in batch.into_iter().enumerate() {
+    fn one_by_one(&self, batch: Vec<Message>, done: Completion) {
+        for (mut message, done) in batch.into_iter().zip(done.split()) {
             let to = message.destination().cloned().unwrap_or_else(|| self.to.clone());
             message.clear_destination();
-            let reached = if to.is_topic() {
-                self.connection.topic(to.name()).and_then(|topic| topic.push(std::slice::from_ref(&message)))
-            } else {
-                let (unused, _) = Completion::new(1);
-                self.connection
-                    .queue(to.name())
-                    .and_then(|queue| queue.push(vec![message.clone()], unused).ok())
-                    .map(|()| 1)
-            };
-            match reached {
-                Some(_) => done.accept(index, Receipt::accepted()),
-                None => done.fail(index, Self::missing(&to), Some(message)),
-            }
+            self.anew(&to, vec![message], done);
         }
     }
 }
@@ -103,9 +93,9 @@ impl Producer for MemoryProducer {
             let error = Error::closed("broker");
             done.fail_all(&error, batch);
         } else if batch.iter().any(|m| m.destination().is_some()) {
-            self.one_by_one(batch, &done);
+            self.one_by_one(batch, done);
         } else if self.to.is_topic() {
-            self.to_topic(batch, done);
+            self.anew(&self.to, batch, done);
         } else {
             self.to_queue(batch, done);
         }

@@ -45,6 +45,8 @@ impl Queue {
             return Err((messages, done));
         }
         if log.live >= log.capacity || !log.blocked.is_empty() {
+            // Nobody waits for those any more.
+            log.blocked.retain(|(_, done)| !done.is_over());
             log.blocked.push_back((messages, done));
             return Ok(());
         }
@@ -56,13 +58,18 @@ impl Queue {
         Ok(())
     }
 
-    /// Takes messages of a topic; `offset` is that of the first there.
+    /// Takes messages of a topic; `offset` is that of the first there. A topic never blocks its senders: what is over
+    /// the capacity is lost from the front, as retention would have it.
     pub(super) fn fan_out(&self, messages: Vec<Message>, offset: u64) {
         let now = Instant::now();
         let mut log = self.log.lock();
         log.append(messages, Some(offset), now);
+        let lost = log.trim();
         let waiters = log.take_waiters();
         drop(log);
+        if lost > 0 {
+            tracing::warn!(queue = self.name, lost, "a group is over its capacity: its oldest messages are dropped");
+        }
         waiters.into_iter().for_each(Waker::wake);
     }
 

@@ -101,8 +101,10 @@ fn set_delay(message: &Message, mark: &mut Mark, now: Instant) {
     }
 }
 
+/// Longer than any process lives, and short enough to be added to any point in time.
+pub(crate) const LONG: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
 /// A point in time that may lie very far ahead.
-pub(super) fn far(now: Instant, by: Duration) -> Instant {
-    const CENTURY: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-    now + by.min(CENTURY)
+pub(crate) fn far(now: Instant, by: Duration) -> Instant {
+    now + by.min(LONG)
 }

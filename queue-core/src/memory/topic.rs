@@ -97,8 +97,7 @@ impl Topic {
     }
 
     fn queue(&self, name: &str) -> Arc<Queue> {
-        // A topic never blocks its senders: the kept log is what bounds it.
-        Arc::new(Queue::new(name, self.profile, usize::MAX))
+        Arc::new(Queue::new(name, self.profile, self.keep))
     }
 
     pub(super) fn find_group(&self, name: &str) -> Option<Arc<Queue>> {
