@@ -49,6 +49,11 @@ async fn a_value_that_does_not_fit_names_its_option() {
         let error = refused(url).await;
         assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some(option)), "{url}: {error}");
     }
+    for (option, zero) in [("window", "0"), ("deadline", "0s")] {
+        let client = anyqueue::connect(&format!("memory://?{option}={zero}")).await.unwrap();
+        let error = client.sender("orders").await.unwrap_err();
+        assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some(option)), "{error}");
+    }
     for option in ["prefetch", "max_deliveries"] {
         let client = anyqueue::connect(&format!("memory://?{option}=0")).await.unwrap();
         let error = client.receiver("orders").await.unwrap_err();

@@ -40,9 +40,9 @@ pub struct ReceiverConfig {
     pub prefetch_bytes: usize,
     /// Failed attempts before a message goes to the dead letters. Default: 5.
     pub max_deliveries: u32,
-    /// Where dead letters go: an address, or `discard`. Default: `<queue>-dlq`.
+    /// Where dead letters go: an address, or `discard`. Default: `<queue>-dlq`; `discard` for a topic without a group.
     pub dead_letter: Option<String>,
-    /// `per_key`: at most one unanswered message per key is handed out. Default: `per_key` on SQS FIFO, else `none`.
+    /// `per_key`: at most one unanswered message per key is handed out. Default: `none`.
     #[serde(deserialize_with = "ordering")]
     pub ordering: Ordering,
     /// How long a message is leased where leases are finite; renewed at half time. Default: 30 s.

@@ -14,7 +14,7 @@ use crate::broker::{CloseReport, ProducerOptions};
 use crate::capability::Capabilities;
 use crate::client::{Client, ClientInner};
 use crate::completion::{BatchError, BatchVerdict, Block, Receipts, Verdict};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::outbox::Outbox;
 use crate::producer::Receipt;
@@ -136,29 +136,44 @@ impl IntoFuture for SenderBuilder {
     type IntoFuture = BoxFuture<'static, Result<Sender>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move {
-            let Self { target, config } = self;
-            let (client, to) = target.map_err(|e| e.with_operation("open sender"))?;
-            let inner = client.inner();
-            inner.check_open()?;
-            inner.register_name(&to)?;
-            let topology = Topology::from_iter([Entry::new(to.clone())]);
-            inner.prepare(config.declare, &topology).await?;
-            let options = ProducerOptions {
-                deadline: config.deadline,
-                window: config.window,
-                require_route: config.require_route,
-                events: inner.events.clone(),
-            };
-            let producer = inner
-                .broker
-                .producer(&to, &options)
-                .await
-                .map_err(|e| e.with_operation("open sender").with_context("address", &to))?;
-            let outbox = Outbox::start(to, producer, config, inner.events.clone());
-            inner.track_sender(&outbox);
-            Ok(Sender { shared: Arc::new(Shared { outbox, _client: inner.clone() }) })
-        })
+        Box::pin(async move { self.open().await.map_err(|e| e.with_operation("open sender")) })
+    }
+}
+
+impl SenderBuilder {
+    async fn open(self) -> Result<Sender> {
+        let Self { target, config } = self;
+        let (client, to) = target?;
+        let inner = client.inner();
+        inner.check_open()?;
+        checked(&config)?;
+        inner.register_name(&to)?;
+        let topology = Topology::from_iter([Entry::new(to.clone())]);
+        inner.prepare(config.declare, &topology).await?;
+        let options = ProducerOptions {
+            deadline: config.deadline,
+            window: config.window,
+            require_route: config.require_route,
+            events: inner.events.clone(),
+        };
+        let opened = inner.broker.producer(&to, &options).await;
+        let producer = opened.map_err(|e| e.with_context("address", &to))?;
+        let outbox = Outbox::start(to, producer, config, inner.events.clone());
+        inner.track_sender(&outbox);
+        Ok(Sender { shared: Arc::new(Shared { outbox, _client: inner.clone() }) })
+    }
+}
+
+fn checked(config: &SenderConfig) -> Result<()> {
+    let bad = |option: &'static str| {
+        let why = format!("{option} is more than nothing");
+        Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option))
+    };
+    match config {
+        SenderConfig { window: 0, .. } => bad("window"),
+        SenderConfig { window_bytes: 0, .. } => bad("window_bytes"),
+        SenderConfig { deadline: Duration::ZERO, .. } => bad("deadline"),
+        _ => Ok(()),
     }
 }
 

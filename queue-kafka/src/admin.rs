@@ -122,18 +122,19 @@ impl Admin {
         }
         let client = self.client(settings, link)?;
         let results = bounded(within, "declare", client.create_topics([&topic], &options(within))).await?;
-        match results.into_iter().next() {
-            Some(Err((_, Code::TopicAlreadyExists))) => return Ok(false),
+        let ours = match results.into_iter().next() {
+            Some(Err((_, Code::TopicAlreadyExists))) => false,
             Some(Err((_, code))) => return Err(error::of_code(code, "declare").with_context("topic", name)),
-            _ => {}
-        }
+            _ => true,
+        };
         let wanted = usize::try_from(partitions).unwrap_or(0);
         until(within, "declare", "the topic is made and has no leaders yet", || async {
             let found = link.topic(name, "declare").await?;
-            Ok(found.is_some_and(|p| p.len() == wanted && p.iter().all(|p| p.has_leader)))
+            // One that somebody else just made may not be told of yet either.
+            Ok(found.is_some_and(|p| (!ours || p.len() == wanted) && p.iter().all(|p| p.has_leader)))
         })
         .await?;
-        Ok(true)
+        Ok(ours)
     }
 
     /// Refuses a topic that is not what the entry asks for.
