@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures::task::AtomicWaker;
 use futures::{FutureExt, Stream};
 use lapin::Channel;
-use lapin::options::{BasicNackOptions, BasicQosOptions, BasicRejectOptions};
+use lapin::options::{BasicQosOptions, BasicRejectOptions};
 use parking_lot::Mutex;
 use queue_core::{
     AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Events,
@@ -248,6 +248,9 @@ impl Consumer for AmqpConsumer {
         let mut guard = self.inbox.state.lock();
         let state = &mut *guard;
         let alive = state.is_alive();
+        // Before anything is recorded as gone; see `Ledger::give_back`.
+        state.write();
+        let mut released = Vec::new();
         for (index, answer) in answers.into_iter().enumerate() {
             let AckToken(epoch, tag) = answer.token();
             let current = alive && epoch == state.epoch;
@@ -260,17 +263,19 @@ impl Consumer for AmqpConsumer {
                 settled.stale.push(index);
                 continue;
             };
-            // With the client when the first poll returns.
             match answer {
-                Answer::Release(_) => {
-                    let _ = channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).now_or_never();
-                }
+                Answer::Release(_) => released.push(tag),
                 Answer::Retry(..) => {
+                    // With the client when the first poll returns.
                     let _ = channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never();
                 }
                 _ => {}
             }
             state.unflushed = true;
+        }
+        if let Some(channel) = &state.channel {
+            released.sort_unstable();
+            state.ledger.give_back(channel, &released);
         }
         settled
     }

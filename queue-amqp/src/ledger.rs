@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use futures::FutureExt;
 use lapin::Channel;
-use lapin::options::BasicAckOptions;
+use lapin::options::{BasicAckOptions, BasicNackOptions};
 
 /// Acknowledgements that are written together at most.
 const MOST: usize = 64;
@@ -71,6 +71,11 @@ impl Ledger {
         place.and_then(|p| self.marks.get(p)) == Some(&Mark::Held)
     }
 
+    /// Whether one up to this tag is unanswered.
+    fn holds_up_to(&self, tag: u64) -> bool {
+        (self.base..=tag).zip(&self.marks).any(|(_, mark)| *mark == Mark::Held)
+    }
+
     /// How many are unanswered.
     pub(crate) fn held(&self) -> usize {
         self.held
@@ -129,6 +134,22 @@ impl Ledger {
         }
     }
 
+    /// Gives back deliveries that are recorded as gone, in order of their tags: as one where that touches nothing else.
+    ///
+    /// The acknowledgements are to be written before the deliveries are recorded: one of everything up to a tag takes
+    /// what is gone for answered. And a quorum queue holds back what a channel says beyond 32 commands that it has not
+    /// applied yet, and forgets it when the channel is closed then.
+    pub(crate) fn give_back(&self, channel: &Channel, tags: &[u64]) {
+        let nack = |tag, multiple| {
+            // With the client when the first poll returns.
+            let _ = channel.basic_nack(tag, BasicNackOptions { multiple, requeue: true }).now_or_never();
+        };
+        match tags.last() {
+            Some(last) if tags.len() > 1 && self.acked == 0 && !self.holds_up_to(*last) => nack(*last, true),
+            _ => tags.iter().for_each(|tag| nack(*tag, false)),
+        }
+    }
+
     /// Hands what is to be written to the client; false when the channel is gone.
     pub(crate) fn write(&mut self, channel: &Channel) -> bool {
         let mut alive = true;
@@ -172,6 +193,17 @@ mod tests {
         assert!(!ledger.ack(3) && !ledger.ack(0));
         // The first was settled before, so one tag suffices.
         assert_eq!(taken(&mut ledger), [(2, false)]);
+    }
+
+    #[test]
+    fn what_is_held_is_not_given_back_with_others() {
+        let mut ledger = Ledger::new(100);
+        (1..=4).for_each(|tag| ledger.hand_out(tag));
+        assert!(ledger.settle(2) && ledger.settle(3));
+        assert!(ledger.holds_up_to(3));
+        assert!(ledger.ack(1));
+        taken(&mut ledger);
+        assert!(!ledger.holds_up_to(3) && ledger.holds_up_to(4));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::{FutureExt, StreamExt};
 use lapin::Channel;
-use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions, QueueDeclareOptions};
+use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::{FieldTable, ShortString};
 use queue_core::{Error, ErrorKind, EventKind, Result};
 use tokio::sync::watch;
@@ -161,10 +161,13 @@ async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer) {
         state.lose_channel(inbox.prefetch);
         return;
     }
+    // Before anything is recorded as gone; see `Ledger::give_back`.
+    state.write();
+    let mut tags = Vec::new();
     while let Some(Some(Ok(delivery))) = stream.next().now_or_never() {
-        let tag = delivery.delivery_tag;
-        state.ledger.gave_back(tag);
-        state.released += 1;
-        let _ = channel.basic_nack(tag, BasicNackOptions { multiple: false, requeue: true }).now_or_never();
+        state.ledger.gave_back(delivery.delivery_tag);
+        tags.push(delivery.delivery_tag);
     }
+    state.released += tags.len();
+    state.ledger.give_back(channel, &tags);
 }

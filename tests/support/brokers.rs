@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::process::Command;
 
 /// Brokers on ports of their own, which end with this.
-pub struct Brokers {
+pub(crate) struct Brokers {
     which: &'static str,
     envs: Vec<(&'static str, String)>,
 }
 
 impl Brokers {
     /// Starts one broker (`rabbitmq`, `kafka` or `sqs`) on ports from `port` on; waits until it answers.
-    pub fn start(which: &'static str, port: u16) -> Self {
+    pub(crate) fn start(which: &'static str, port: u16) -> Self {
         let variable = match which {
             "rabbitmq" => "ANYQUEUE_RABBITMQ_PORT",
             "kafka" => "ANYQUEUE_KAFKA_PORT",
@@ -25,7 +25,7 @@ impl Brokers {
     }
 
     /// Runs `scripts/brokers ACTION NAME`.
-    pub fn run(&self, action: &str) {
+    pub(crate) fn run(&self, action: &str) {
         let script = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("scripts/brokers");
         let output = Command::new(script).args([action, self.which]).envs(self.envs.clone()).output().unwrap();
         assert!(

@@ -1,4 +1,4 @@
 //! What tests of real brokers need: a set of brokers of their own, and a link that can be cut.
 
-pub mod brokers;
-pub mod proxy;
+pub(crate) mod brokers;
+pub(crate) mod proxy;

@@ -8,14 +8,14 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Forwards connections on a port of its own to another, until it is cut.
-pub struct Proxy {
+pub(crate) struct Proxy {
     address: SocketAddr,
     up: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Proxy {
-    pub async fn to(upstream: SocketAddr) -> Self {
+    pub(crate) async fn to(upstream: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let up = watch::Sender::new(true);
@@ -38,16 +38,16 @@ impl Proxy {
         Self { address, up, task }
     }
 
-    pub fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.address.port()
     }
 
     /// Closes every connection and lets no new one through.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.up.send_replace(false);
     }
 
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.up.send_replace(true);
     }
 }
