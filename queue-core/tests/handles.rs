@@ -46,3 +46,43 @@ async fn a_retry_comes_again_and_a_reject_is_dead_lettered() {
         assert!(client.close(Duration::from_secs(1)).await.is_clean(), "{profile}");
     }
 }
+
+/// Compiles only while every future of the handles can be spawned and every handle can be shared.
+#[test]
+fn futures_can_be_spawned_and_handles_shared() {
+    fn spawnable<T: Send>(_: T) {}
+    fn shareable<T: Send + Sync + ?Sized + 'static>() {}
+
+    async fn futures(client: Client, mut receiver: queue_core::Receiver, delivery: queue_core::Delivery) {
+        let sender = client.sender("a").await.unwrap();
+        spawnable(sender.send("x"));
+        spawnable(sender.send_batch(["x"]));
+        spawnable(sender.submit("x"));
+        spawnable(sender.flush());
+        spawnable(sender.close(Duration::ZERO));
+        spawnable(receiver.receive());
+        spawnable(receiver.next());
+        spawnable(receiver.receive_batch(1));
+        spawnable(receiver.receive_batch_within(1, Duration::ZERO));
+        spawnable(receiver.flush());
+        spawnable(receiver.stop());
+        spawnable(receiver.close(Duration::ZERO));
+        spawnable(delivery.extend(Duration::ZERO));
+        spawnable(delivery.lost());
+        spawnable(delivery.ack_confirmed());
+        spawnable(client.ping());
+        spawnable(client.close(Duration::ZERO));
+    }
+    let _ = futures;
+    shareable::<Client>();
+    shareable::<queue_core::Sender>();
+    shareable::<queue_core::Receiver>();
+    shareable::<queue_core::ReceiverControl>();
+    shareable::<queue_core::Delivery>();
+    shareable::<queue_core::Ticket>();
+    shareable::<queue_core::Batch>();
+    shareable::<queue_core::Error>();
+    shareable::<dyn queue_core::Broker>();
+    shareable::<dyn queue_core::Producer>();
+    shareable::<dyn queue_core::Consumer>();
+}
