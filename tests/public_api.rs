@@ -29,7 +29,7 @@ const ALLOWED: &[&str] = &[
 ];
 
 /// Documented native access: function and foreign crate.
-const NATIVE: &[(&str, &str)] = &[("from_client", "aws_sdk_sqs")];
+const NATIVE: &[(&str, &str)] = &[("from_client", "aws_sdk_sqs"), ("open_channel", "lapin")];
 
 #[test]
 #[ignore = "documents every crate; run by scripts/test"]

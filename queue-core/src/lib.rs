@@ -2,6 +2,7 @@
 
 mod address;
 mod bindings;
+mod block;
 mod broker;
 mod capability;
 mod client;
@@ -27,6 +28,7 @@ mod secret;
 mod sender;
 mod sink;
 mod topology;
+mod verdict;
 pub mod wire;
 
 pub use crate::address::{Address, AddressKind, Source, Start};
@@ -36,7 +38,7 @@ pub use crate::broker::{
 };
 pub use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
 pub use crate::client::Client;
-pub use crate::completion::{BatchError, BatchVerdict, Completion, Receipts, Verdict};
+pub use crate::completion::Completion;
 pub use crate::config::{Endpoint, Host, option_names};
 pub use crate::consumer::{AckReport, AckToken, Answer, Consumer, Position, Received, Settled, Undecodable};
 pub use crate::delivery::{Answered, Batch, BatchIntoIter, BatchItem, Delivery, Extended, Ticket};
@@ -50,3 +52,4 @@ pub use crate::secret::Secret;
 pub use crate::sender::{OnUnknown, Sender, SenderBuilder, SenderConfig};
 pub use crate::sink::SenderSink;
 pub use crate::topology::{Declare, Entry, Topology};
+pub use crate::verdict::{BatchError, BatchVerdict, Receipts, Verdict};

@@ -8,19 +8,22 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, Semaphore};
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::address::Address;
+use crate::block::{Block, Resend, SlotRef};
 use crate::broker::CloseReport;
 use crate::capability::Capabilities;
-use crate::completion::{Block, Completion, Owner, Resend, SlotRef};
+use crate::completion::Completion;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::event::Events;
-use crate::headers::RESERVED_PREFIX;
 use crate::memory::far;
 use crate::message::Message;
 use crate::producer::Producer;
-use crate::sender::{OnUnknown, SenderConfig, named};
+use crate::sender::{SenderConfig, named};
+
+mod check;
+mod task;
 
 /// Single sends that are handed over together at most.
 const COALESCE: usize = 256;
@@ -128,7 +131,7 @@ impl Outbox {
             abandoned: AtomicBool::new(false),
             internal,
         });
-        tokio::spawn(run(outbox.clone()));
+        tokio::spawn(task::run(outbox.clone()));
         outbox
     }
 
@@ -148,63 +151,6 @@ impl Outbox {
 
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
-    }
-
-    /// What can be known to be wrong before anything is sent.
-    fn check(&self, message: &Message, size: usize) -> Result<()> {
-        let c = &*self.capabilities;
-        let fail = |error: Error| Err(named(error, &self.address));
-        let over = |what: &str, limit: usize, actual: usize| {
-            Error::new(ErrorKind::TooLarge, format!("the {what} over the limit"))
-                .with_context("limit", limit)
-                .with_context("actual", actual)
-        };
-        if size > c.max_message_bytes {
-            return fail(over("message is", c.max_message_bytes, size));
-        }
-        let headers = message.headers();
-        if !headers.is_empty() {
-            if headers.len() > c.max_headers {
-                return fail(over("number of headers is", c.max_headers, headers.len()));
-            }
-            if !self.internal
-                && let Some((name, _)) = headers.iter().find(|(n, _)| n.starts_with(RESERVED_PREFIX))
-            {
-                let why = "header names that start with `anyqueue-` are the library's own";
-                return fail(Error::new(ErrorKind::InvalidInput, why).with_context("header", name));
-            }
-        }
-        if message.is_plain() {
-            return Ok(());
-        }
-        let lacks = |what: &'static str| fail(Error::unsupported(what));
-        let too_long = |what: &'static str, limit: Duration, actual: Duration| {
-            let error = Error::unsupported(what);
-            fail(error.with_context("limit", format!("{limit:?}")).with_context("actual", format!("{actual:?}")))
-        };
-        if let Some(delay) = message.get_delay().filter(|d| !d.is_zero()) {
-            if !c.delayed_send {
-                return lacks("this address cannot delay a message");
-            }
-            if delay > c.max_delay {
-                return too_long("the delay is longer than this address can", c.max_delay, delay);
-            }
-        }
-        if let Some(ttl) = message.get_ttl() {
-            if !c.ttl {
-                return lacks("this address cannot expire a message");
-            }
-            if ttl > c.max_ttl {
-                return too_long("the time to live is longer than this address can", c.max_ttl, ttl);
-            }
-        }
-        if message.get_priority().is_some_and(|p| p > 0) && !c.priority {
-            return lacks("this address has no priorities");
-        }
-        if message.is_tombstone() && !c.tombstones {
-            return lacks("this address has no tombstones");
-        }
-        Ok(())
     }
 
     fn cost(&self, size: usize) -> usize {
@@ -438,113 +384,6 @@ impl Outbox {
             self.work.notify_one();
         }
         report
-    }
-
-    /// Everything that is due now; answers when to look again, and whether anything is left at all.
-    fn tick(&self) -> (Option<Instant>, bool) {
-        let now = Instant::now();
-        let linger_over = self.state.lock().pending_due.is_some_and(|due| due <= now);
-        if linger_over {
-            self.hand_over();
-        }
-        let mut state = self.state.lock();
-        let (due, later) = std::mem::take(&mut state.retries).into_iter().partition(|(due, _)| *due <= now);
-        state.retries = later;
-        let mut expired = Vec::new();
-        while state.in_flight.front().is_some_and(|b| b.deadline() <= now || b.is_done()) {
-            expired.extend(state.in_flight.pop_front());
-        }
-        drop(state);
-        self.resend(due, now);
-        for block in expired {
-            let why = "the broker did not answer before the deadline";
-            let error = Error::new(ErrorKind::Timeout, why).with_outcome(Outcome::Unknown);
-            block.expire(&named(error, &self.address));
-        }
-        let mut state = self.state.lock();
-        state.armed = state.next_due();
-        let idle = state.pending.is_empty() && state.retries.is_empty() && state.in_flight.is_empty();
-        (state.armed, idle)
-    }
-
-    fn resend(&self, due: Vec<(Instant, Resend)>, now: Instant) {
-        let (mut messages, mut slots) = (Vec::new(), Vec::new());
-        for (_, item) in due {
-            if item.slot.deadline() <= now {
-                item.slot.give_up(item.error.with_context("deadline", format!("{:?}", self.config.deadline)));
-            } else if let Some(slot) = item.slot.again() {
-                messages.push(item.message);
-                slots.push(slot);
-            }
-        }
-        self.send_parts(messages, slots);
-    }
-
-    /// Sends in parts that the producer takes.
-    fn send_parts(&self, mut messages: Vec<Message>, mut slots: Vec<SlotRef>) {
-        while !messages.is_empty() {
-            let mut bytes = 0;
-            let mut part = messages
-                .iter()
-                .take_while(|m| {
-                    bytes += m.size();
-                    bytes <= self.capabilities.max_batch_bytes
-                })
-                .count();
-            part = part.clamp(1, self.capabilities.max_batch.max(1)).min(messages.len());
-            let rest = (messages.split_off(part), slots.split_off(part));
-            let head = (std::mem::replace(&mut messages, rest.0), std::mem::replace(&mut slots, rest.1));
-            self.producer.send(head.0, Completion::slots(head.1));
-        }
-    }
-}
-
-async fn run(outbox: Arc<Outbox>) {
-    loop {
-        let (next, idle) = outbox.tick();
-        let over = outbox.abandoned.load(Ordering::Acquire) || outbox.is_closed();
-        if over && idle {
-            if !outbox.is_closed() {
-                // Nobody is left to close it; nothing is in flight, so there is nothing to wait for.
-                outbox.closed.store(true, Ordering::Release);
-                outbox.producer.close(Instant::now() + Duration::from_secs(1)).await;
-            }
-            return;
-        }
-        match next {
-            Some(at) => tokio::select! { () = sleep_until(at) => {}, () = outbox.work.notified() => {} },
-            None => outbox.work.notified().await,
-        }
-    }
-}
-
-impl Owner for Outbox {
-    fn retries(&self, error: &Error, deadline: Instant) -> bool {
-        let again = match error.outcome() {
-            Outcome::NotSent => error.is_retryable(),
-            Outcome::Unknown => self.config.on_unknown == OnUnknown::Retry,
-            Outcome::Rejected => false,
-        };
-        again && !self.is_closed() && Instant::now() < deadline
-    }
-
-    fn resend(&self, item: Resend) {
-        let factor = 1 << item.slot.tries().min(10);
-        let pause = (RETRY_MIN * factor).min(RETRY_MAX).mul_f64(self.jitter);
-        let due = (Instant::now() + pause).min(item.slot.deadline());
-        tracing::debug!(address = %self.address, error = %item.error, ?pause, "a message is sent again");
-        let mut state = self.state.lock();
-        state.retries.push((due, item));
-        if state.armed.is_none_or(|armed| due < armed) {
-            self.work.notify_one();
-        }
-    }
-
-    fn release(&self, cost: usize) {
-        self.window.add_permits(cost);
-        if self.flushing.load(Ordering::Acquire) > 0 {
-            self.progress.notify_waiters();
-        }
     }
 }
 

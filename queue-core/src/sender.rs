@@ -10,15 +10,16 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::address::Address;
+use crate::block::Block;
 use crate::broker::{CloseReport, ProducerOptions};
 use crate::capability::Capabilities;
 use crate::client::{Client, ClientInner};
-use crate::completion::{BatchError, BatchVerdict, Block, Receipts, Verdict};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
 use crate::outbox::Outbox;
 use crate::producer::Receipt;
 use crate::topology::{Declare, Entry, Topology};
+use crate::verdict::{BatchError, BatchVerdict, Receipts, Verdict};
 
 /// What a sender does with a message that the broker may or may not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

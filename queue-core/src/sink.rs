@@ -8,10 +8,10 @@ use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use futures::{FutureExt as _, Sink};
 
-use crate::completion::Verdict;
 use crate::error::{Error, Result};
 use crate::message::Message;
 use crate::sender::Sender;
+use crate::verdict::Verdict;
 
 /// A [`Sink`] over a [`Sender`]: ready while there is room, flushed when every message has its verdict.
 ///

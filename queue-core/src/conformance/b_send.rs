@@ -10,11 +10,11 @@ use super::case::{
     only_a_marker_arrives, open, quiet, within, within_time,
 };
 use super::flaky::{Fate, MARK, flaky};
-use crate::completion::BatchError;
 use crate::error::{ErrorKind, Outcome};
 use crate::message::Message;
 use crate::sender::OnUnknown;
 use crate::topology::Declare;
+use crate::verdict::BatchError;
 
 cases! { "b_send":
     what_was_confirmed_is_there_for_another_client;

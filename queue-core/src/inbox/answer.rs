@@ -222,7 +222,7 @@ impl Inbox {
         let mut pause = COPY_RETRY_MIN;
         loop {
             let sent = match outbox.submit(copy.clone()).await {
-                Ok(block) => crate::completion::Verdict(block).await,
+                Ok(block) => crate::verdict::Verdict(block).await,
                 Err(error) => Err(error),
             };
             match sent {

@@ -1,0 +1,306 @@
+//! The verdicts of one call of a sender, and who may give them.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use futures::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use crate::error::{Error, Outcome, Result};
+use crate::message::Message;
+use crate::producer::Receipt;
+
+/// States of a slot; the bits above count how often the message was sent again.
+pub(crate) const PENDING: u32 = 0;
+pub(crate) const WAITING: u32 = 1;
+pub(crate) const ACCEPTED: u32 = 2;
+pub(crate) const FAILED: u32 = 3;
+pub(crate) const TAG: u32 = 3;
+/// In the first slot: every message was accepted at once, without a receipt, and no other slot was touched.
+pub(crate) const ALL: u32 = !TAG | ACCEPTED;
+
+fn is_final(state: u32) -> bool {
+    state & TAG >= ACCEPTED
+}
+
+/// Who owns the messages of a block: takes back window and failed messages.
+pub(crate) trait Owner: fmt::Debug + Send + Sync {
+    /// Whether a message that failed so is sent again.
+    fn retries(&self, error: &Error, deadline: Instant) -> bool;
+    /// Takes a failed message to send it again.
+    fn resend(&self, item: Resend);
+    /// Gives window back.
+    fn release(&self, cost: usize);
+}
+
+/// A failed message that is to be sent again.
+#[derive(Debug)]
+pub(crate) struct Resend {
+    pub(crate) slot: SlotRef,
+    pub(crate) message: Message,
+    pub(crate) error: Error,
+}
+
+/// One message's place in a block, for one try.
+#[derive(Debug, Clone)]
+pub(crate) struct SlotRef {
+    pub(crate) block: Arc<Block>,
+    pub(crate) index: u32,
+    pub(crate) epoch: u32,
+}
+
+impl SlotRef {
+    pub(crate) fn deadline(&self) -> Instant {
+        self.block.deadline
+    }
+
+    /// The place of the message in its block.
+    pub(crate) fn index(&self) -> usize {
+        self.index as usize
+    }
+
+    /// How often the message was sent before this try.
+    pub(crate) fn tries(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Prepares the next try; `None` when the message was given a verdict meanwhile.
+    pub(crate) fn again(self) -> Option<Self> {
+        let next = Self { epoch: self.epoch + 1, ..self };
+        let slot = next.block.slot(next.index);
+        slot.state
+            .compare_exchange(
+                (next.epoch - 1) << 2 | WAITING,
+                next.epoch << 2 | PENDING,
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            )
+            .is_ok()
+            .then_some(next)
+    }
+
+    /// Gives up on a message that waits to be sent again.
+    pub(crate) fn give_up(self, error: Error) {
+        self.block.finish(self.index, self.epoch << 2 | WAITING, Err(error));
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    offset: AtomicU64,
+    partition: AtomicU32,
+    pub(crate) state: AtomicU32,
+}
+
+/// The verdicts of one call of a sender.
+pub(crate) struct Block {
+    pub(crate) len: u32,
+    pub(crate) remaining: AtomicU32,
+    pub(crate) first: Slot,
+    pub(crate) more: OnceLock<Box<[Slot]>>,
+    waker: AtomicWaker,
+    pub(crate) side: Mutex<Side>,
+    pub(crate) owner: Option<Arc<dyn Owner>>,
+    /// How many messages, from the first on, were handed over or refused; the others hold no window.
+    handed: AtomicU32,
+    /// Window that each message holds until its verdict.
+    cost: usize,
+    pub(crate) deadline: Instant,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Side {
+    pub(crate) failures: Vec<(u32, Error)>,
+    pub(crate) ids: Vec<(u32, Box<str>)>,
+    /// Those that a try may have left with the broker: no later failure says that it has them not.
+    pub(crate) doubtful: BTreeSet<u32>,
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block").field("len", &self.len).field("remaining", &self.remaining).finish_non_exhaustive()
+    }
+}
+
+impl Block {
+    pub(crate) fn new(len: usize, cost: usize, deadline: Instant, owner: Option<Arc<dyn Owner>>) -> Arc<Self> {
+        let len = u32::try_from(len).expect("a batch has fewer than 2^32 messages");
+        Arc::new(Self {
+            len,
+            remaining: AtomicU32::new(len),
+            first: Slot::default(),
+            more: OnceLock::new(),
+            waker: AtomicWaker::new(),
+            side: Mutex::default(),
+            owner,
+            handed: AtomicU32::new(0),
+            cost,
+            deadline,
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    pub(crate) fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The messages below `end` are handed over, and hold window.
+    pub(crate) fn hand(&self, end: usize) {
+        self.handed.store(u32::try_from(end).unwrap_or(u32::MAX).min(self.len), Ordering::Release);
+    }
+
+    /// Refuses every message that was not handed over.
+    pub(crate) fn refuse_rest(&self, error: &Error) {
+        for index in self.handed.load(Ordering::Acquire)..self.len {
+            self.refuse(index as usize, error.clone());
+        }
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.remaining.load(Ordering::Acquire) == 0
+    }
+
+    pub(crate) fn slot_ref(self: &Arc<Self>, index: usize) -> SlotRef {
+        SlotRef { block: self.clone(), index: u32::try_from(index).unwrap_or(u32::MAX), epoch: 0 }
+    }
+
+    pub(crate) fn slot(&self, index: u32) -> &Slot {
+        if index == 0 {
+            return &self.first;
+        }
+        let more = self.more.get_or_init(|| (1..self.len).map(|_| Slot::default()).collect());
+        &more[index as usize - 1]
+    }
+
+    /// Moves the slot from `expected` to its verdict; false when it had moved on.
+    pub(crate) fn finish(&self, index: u32, expected: u32, verdict: Result<Receipt>) -> bool {
+        let slot = self.slot(index);
+        if slot.state.load(Ordering::Acquire) != expected {
+            return false;
+        }
+        let tag = match verdict {
+            Ok(receipt) => {
+                // The offset is stored plus one, so that zero means none.
+                if let Some(offset) = receipt.offset {
+                    slot.offset.store(offset.wrapping_add(1), Ordering::Relaxed);
+                }
+                if let Some(partition) = receipt.partition {
+                    slot.partition.store(partition.wrapping_add(1), Ordering::Relaxed);
+                }
+                if let Some(id) = receipt.id {
+                    self.side.lock().ids.push((index, id));
+                }
+                ACCEPTED
+            }
+            Err(error) => {
+                // Under the lock, so that whoever sees the state finds the error.
+                let mut side = self.side.lock();
+                if slot
+                    .state
+                    .compare_exchange(expected, expected & !TAG | FAILED, Ordering::AcqRel, Ordering::Acquire)
+                    .is_err()
+                {
+                    return false;
+                }
+                let error = if side.doubtful.contains(&index) { error.with_outcome(Outcome::Unknown) } else { error };
+                side.failures.push((index, error));
+                drop(side);
+                self.resolved(1);
+                return true;
+            }
+        };
+        let moved =
+            slot.state.compare_exchange(expected, expected & !TAG | tag, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if moved {
+            self.resolved(1);
+        }
+        moved
+    }
+
+    pub(crate) fn resolved(&self, count: u32) {
+        let before = self.remaining.fetch_sub(count, Ordering::AcqRel);
+        if let Some(owner) = &self.owner {
+            owner.release(self.cost * count as usize);
+        }
+        if before == count {
+            self.waker.wake();
+        }
+    }
+
+    /// Fails a message that never held window and was never handed over.
+    pub(crate) fn refuse(&self, index: usize, error: Error) {
+        let index = u32::try_from(index).unwrap_or(u32::MAX);
+        // In the order of `finish`: whoever sees the state finds the error.
+        let mut side = self.side.lock();
+        let state = &self.slot(index).state;
+        if state.compare_exchange(PENDING, FAILED, Ordering::AcqRel, Ordering::Acquire).is_err() {
+            return;
+        }
+        side.failures.push((index, error));
+        drop(side);
+        if self.remaining.fetch_sub(1, Ordering::AcqRel) == 1 {
+            // Whoever flushes looks again.
+            if let Some(owner) = &self.owner {
+                owner.release(0);
+            }
+            self.waker.wake();
+        }
+    }
+
+    /// Gives every message without a verdict this one, and answers how many there were.
+    pub(crate) fn expire(&self, error: &Error) -> usize {
+        if self.is_done() {
+            return 0;
+        }
+        let mut count = 0;
+        for index in 0..self.handed.load(Ordering::Acquire) {
+            loop {
+                let state = self.slot(index).state.load(Ordering::Acquire);
+                if state == ALL {
+                    return count;
+                }
+                if is_final(state) {
+                    break;
+                }
+                if self.finish(index, state, Err(error.clone())) {
+                    count += 1;
+                    break;
+                }
+            }
+        }
+        count
+    }
+
+    pub(crate) fn receipt(&self, index: u32) -> Receipt {
+        if self.first.state.load(Ordering::Acquire) == ALL {
+            return Receipt::accepted();
+        }
+        let slot = self.slot(index);
+        let id = self.side.lock().ids.iter().find(|(i, _)| *i == index).map(|(_, id)| id.clone());
+        Receipt {
+            partition: slot.partition.load(Ordering::Relaxed).checked_sub(1),
+            offset: slot.offset.load(Ordering::Relaxed).checked_sub(1),
+            id,
+            retried: slot.state.load(Ordering::Acquire) >> 2 > 0,
+        }
+    }
+
+    pub(crate) fn failure(&self, index: u32) -> Option<Error> {
+        self.side.lock().failures.iter().find(|(i, _)| *i == index).map(|(_, e)| e.clone())
+    }
+
+    pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_done() {
+            return Poll::Ready(());
+        }
+        self.waker.register(cx.waker());
+        if self.is_done() { Poll::Ready(()) } else { Poll::Pending }
+    }
+}

@@ -1,0 +1,127 @@
+//! Verdicts of sent messages, for whoever waits for them.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use crate::block::Block;
+use crate::error::{Error, ErrorKind, Result};
+use crate::producer::Receipt;
+
+/// The verdict of one submitted message: resolves when the broker has it, or when it failed for good. Dropped, the
+/// message goes on all the same.
+#[must_use = "the message may fail without anybody noticing"]
+#[derive(Debug)]
+pub struct Verdict(pub(crate) Arc<Block>);
+
+impl Future for Verdict {
+    type Output = Result<Receipt>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let coop = std::task::ready!(tokio::task::coop::poll_proceed(cx));
+        std::task::ready!(self.0.poll_done(cx));
+        coop.made_progress();
+        Poll::Ready(match self.0.failure(0) {
+            Some(error) => Err(error),
+            None => Ok(self.0.receipt(0)),
+        })
+    }
+}
+
+/// The verdicts of a batch: resolves when each message has one. Dropped, the messages go on all the same.
+#[must_use = "messages may fail without anybody noticing"]
+#[derive(Debug)]
+pub struct BatchVerdict(pub(crate) Arc<Block>);
+
+impl Future for BatchVerdict {
+    type Output = Result<Receipts, BatchError>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_done(cx).map(|()| {
+            let receipts = Receipts(self.0.clone());
+            if receipts.0.side.lock().failures.is_empty() { Ok(receipts) } else { Err(BatchError(receipts)) }
+        })
+    }
+}
+
+/// The receipts of a batch that was accepted whole.
+#[derive(Debug, Clone)]
+pub struct Receipts(Arc<Block>);
+
+impl Receipts {
+    /// How many messages there were.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len as usize
+    }
+
+    /// Whether the batch was empty.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.len == 0
+    }
+
+    /// The receipt of the message at `index`; `None` when it failed or there is no such message.
+    #[must_use]
+    pub fn get(&self, index: usize) -> Option<Receipt> {
+        let index = u32::try_from(index).ok().filter(|i| *i < self.0.len)?;
+        self.0.failure(index).is_none().then(|| self.0.receipt(index))
+    }
+
+    /// The receipts in order; `None` for failed messages.
+    pub fn iter(&self) -> impl Iterator<Item = Option<Receipt>> + '_ {
+        (0..self.len()).map(|i| self.get(i))
+    }
+}
+
+/// Some messages of a batch failed: which, and why. The others were accepted.
+#[derive(Clone)]
+pub struct BatchError(Receipts);
+
+impl BatchError {
+    /// Index and error of each failed message, in order of index.
+    #[must_use]
+    pub fn failures(&self) -> Vec<(usize, Error)> {
+        let side = self.0.0.side.lock();
+        let mut failures: Vec<_> = side.failures.iter().map(|(i, e)| (*i as usize, e.clone())).collect();
+        failures.sort_by_key(|(i, _)| *i);
+        failures
+    }
+
+    /// The receipts of the messages that were accepted.
+    #[must_use]
+    pub fn receipts(&self) -> &Receipts {
+        &self.0
+    }
+}
+
+impl fmt::Debug for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchError").field("failures", &self.failures()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let failures = self.failures();
+        write!(f, "{} of {} messages failed", failures.len(), self.0.len())?;
+        match failures.first() {
+            Some((index, error)) => write!(f, ", the first at index {index}: {error}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl std::error::Error for BatchError {}
+
+impl From<BatchError> for Error {
+    /// The first failure, with its index.
+    fn from(error: BatchError) -> Self {
+        match error.failures().into_iter().next() {
+            Some((index, first)) => first.with_context("batch_index", index),
+            None => Self::new(ErrorKind::Internal, "a batch failed without a failure"),
+        }
+    }
+}
