@@ -32,9 +32,11 @@ native_answers() {
 }
 
 native_wait() {
-  local name=$1 end=$((SECONDS + deadline)) why=''
+  local name=$1 end=$((SECONDS + deadline)) why='' gone=0
   until native_answers "$name"; do
-    if ! pid_of "$name" >/dev/null; then
+    # A process that turns into another program has no command line for a moment, and looks gone.
+    if pid_of "$name" >/dev/null; then gone=0; else gone=$((gone + 1)); fi
+    if ((gone >= 20)); then
       why='ended while it started'
     elif ((SECONDS >= end)); then
       why="did not answer within $deadline s"
