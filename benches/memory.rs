@@ -2,7 +2,7 @@
 //!
 //! `cargo bench --bench memory` sends 64-byte payloads in batches of 256 and acknowledges every message; leases,
 //! prefetch and attempts are on. `MESSAGES` sets how many a run sends (10,000,000), `RUNS` how many runs (5; the median
-//! counts). The allocations are counted on one thread, in a run of its own.
+//! counts), `CASE` a part of the name of the cases to run. The allocations are counted on one thread, in a run of its own.
 
 use std::time::Instant;
 
@@ -26,6 +26,7 @@ fn setting(name: &str, default: usize) -> usize {
 
 fn main() {
     let (messages, runs) = (setting("MESSAGES", 10_000_000), setting("RUNS", 5));
+    let case = std::env::var("CASE").unwrap_or_default();
     println!("{messages} messages of {PAYLOAD} bytes, batches of {BATCH}, median of {runs} runs");
     for (name, payload, pairs) in [
         ("1 sender, 1 receiver, shared payload", Payload::Shared, 1),
@@ -33,6 +34,9 @@ fn main() {
         ("4 senders, 4 receivers, shared payload", Payload::Shared, 4),
         ("4 senders, 4 receivers, fresh payload", Payload::Fresh, 4),
     ] {
+        if !name.contains(&case) {
+            continue;
+        }
         let mut rates: Vec<f64> = (0..runs).map(|_| rate(messages, payload, pairs)).collect();
         rates.sort_by(f64::total_cmp);
         let (low, mid, high) = (rates[0], rates[rates.len() / 2], rates[rates.len() - 1]);

@@ -95,23 +95,37 @@ impl Log {
         }
     }
 
-    fn append_segment(&mut self, messages: Vec<Message>, offset: u64, now: Instant) {
+    fn append_segment(&mut self, mut messages: Vec<Message>, offset: u64, now: Instant) {
         let first = self.next;
-        self.live += messages.len();
-        self.next += messages.len() as u64;
-        let mut messages = messages;
+        let count = messages.len();
         if let Some(mut last) = self.segments.last_entry() {
             let start = *last.key();
             let segment = last.get_mut();
             // Numbers and offsets part where a group is read again from an earlier offset.
             if start + segment.len() as u64 == first && segment.offset + segment.len() as u64 == offset {
                 match segment.extend(messages, now) {
-                    Ok(()) => return,
+                    Ok(()) => {
+                        self.live += count;
+                        self.next += count as u64;
+                        return;
+                    }
                     Err(back) => messages = back,
                 }
             }
         }
-        let segment = Segment::new(messages, offset, now);
+        self.insert(Segment::new(messages, offset, now));
+    }
+
+    /// Appends a segment whose messages have no offset of a topic.
+    pub(super) fn append_prepared(&mut self, mut segment: Segment) {
+        segment.offset = self.next;
+        self.insert(segment);
+    }
+
+    fn insert(&mut self, segment: Segment) {
+        let first = self.next;
+        self.live += segment.len();
+        self.next += segment.len() as u64;
         if !segment.plain {
             for (index, mark) in segment.marks.iter().enumerate() {
                 let number = first + index as u64;

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::log::{Log, Slice};
 use super::profile::Profile;
-use super::segment::{Stage, far};
+use super::segment::{Segment, Stage, far};
 use crate::broker::Stats;
 use crate::completion::Completion;
 use crate::consumer::{AckToken, Position, Received};
@@ -40,17 +40,23 @@ impl Queue {
     /// Takes a batch; hands it back when the queue was deleted.
     pub(super) fn push(&self, messages: Vec<Message>, done: Completion) -> Result<(), (Vec<Message>, Completion)> {
         let now = Instant::now();
+        // What takes long is done before the lock is taken.
+        let prepared = Segment::prepare(messages, now);
+        let back = |prepared: Result<Segment, Vec<Message>>| prepared.map_or_else(|m| m, Segment::into_messages);
         let mut log = self.log.lock();
         if log.deleted {
-            return Err((messages, done));
+            return Err((back(prepared), done));
         }
         if log.live >= log.capacity || !log.blocked.is_empty() {
             // Nobody waits for those any more.
             log.blocked.retain(|(_, done)| !done.is_over());
-            log.blocked.push_back((messages, done));
+            log.blocked.push_back((back(prepared), done));
             return Ok(());
         }
-        log.append(messages, None, now);
+        match prepared {
+            Ok(segment) => log.append_prepared(segment),
+            Err(messages) => log.append(messages, None, now),
+        }
         let waiters = log.take_waiters();
         drop(log);
         done.accept_all();

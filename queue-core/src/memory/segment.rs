@@ -12,6 +12,9 @@ use crate::message::Message;
 pub(super) const SEGMENT: usize = 256;
 pub(super) const SEGMENT_BYTES: usize = 256 << 10;
 
+/// Fewer messages than this are better added to the last segment.
+const WORTHWHILE: usize = 32;
+
 /// Where a message is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -63,6 +66,20 @@ impl Segment {
             set_delay(message, mark, now);
         }
         Self { messages: Arc::new(messages), marks, offset, done: 0, bytes, plain, pushed: now }
+    }
+
+    /// Makes a segment of messages that fill one well, so that it is made before the lock is taken.
+    pub(super) fn prepare(messages: Vec<Message>, now: Instant) -> Result<Self, Vec<Message>> {
+        if messages.len() < WORTHWHILE || messages.len() > SEGMENT {
+            return Err(messages);
+        }
+        let segment = Self::new(messages, 0, now);
+        if segment.bytes > SEGMENT_BYTES { Err(segment.into_messages()) } else { Ok(segment) }
+    }
+
+    /// The messages of a segment that nobody reads.
+    pub(super) fn into_messages(self) -> Vec<Message> {
+        Arc::unwrap_or_clone(self.messages)
     }
 
     /// Adds messages if they fit and nobody is reading; hands them back otherwise.
