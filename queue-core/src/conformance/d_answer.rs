@@ -96,8 +96,12 @@ async fn a_batch_is_acknowledged_at_once(ctx: Ctx) -> CaseResult {
 async fn a_retry_comes_again_counted_and_after_the_backoff(ctx: Ctx) -> CaseResult {
     let (queue, _sender) = sent(&ctx, 1).await?;
     let mut receiver = ctx.open(&queue).await?;
+    let mut retried: Option<Instant> = None;
     for attempt in 1..=3 {
         let delivery = next_of(&mut receiver, &format!("attempt {attempt}")).await?;
+        // Measured at the arrival: a wait that ends with the backoff would race it.
+        let early = retried.is_some_and(|since| since.elapsed() < BACKOFF);
+        ensure!(!early, "attempt {attempt} came before the backoff was over");
         ensure!(delivery.attempt() == attempt, "attempt {attempt} came as {}", delivery.attempt());
         ensure!(body(&delivery) == "m0", "{:?} came", body(&delivery));
         ensure!(delivery.get_key().is_some_and(|k| k == "k0"), "the key became {:?}", delivery.get_key());
@@ -109,7 +113,7 @@ async fn a_retry_comes_again_counted_and_after_the_backoff(ctx: Ctx) -> CaseResu
         let started = Instant::now();
         let answered = delivery.retry();
         ensure!(answered == Answered::Accepted, "a retry came to {answered:?}");
-        quiet(&mut receiver, BACKOFF.saturating_sub(started.elapsed())).await?;
+        retried = Some(started);
     }
     quiet(&mut receiver, QUIET).await
 }
@@ -169,9 +173,11 @@ async fn what_is_dropped_comes_back_counted_and_after_the_backoff(ctx: Ctx) -> C
     let (queue, _sender) = sent(&ctx, 1).await?;
     let mut events = ctx.client.events();
     let mut receiver = ctx.open(&queue).await?;
-    drop(next(&mut receiver).await?);
-    quiet(&mut receiver, BACKOFF).await?;
+    let held = next(&mut receiver).await?;
+    let started = Instant::now();
+    drop(held);
     let again = next_of(&mut receiver, "what was dropped").await?;
+    ensure!(started.elapsed() >= BACKOFF, "it came before the backoff was over");
     ensure!(again.attempt() == 2, "it came with attempt {}", again.attempt());
     again.ack();
     let told = async {
