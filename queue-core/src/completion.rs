@@ -13,7 +13,7 @@ use crate::verdict::BatchVerdict;
 
 #[derive(Debug)]
 enum Target {
-    Range { block: Arc<Block>, base: u32, len: u32 },
+    Whole(Arc<Block>),
     Slots(Vec<SlotRef>),
     Spent,
 }
@@ -35,7 +35,7 @@ impl Completion {
     }
 
     pub(crate) fn whole(block: &Arc<Block>) -> Self {
-        Self(Target::Range { block: block.clone(), base: 0, len: block.len })
+        Self(Target::Whole(block.clone()))
     }
 
     pub(crate) fn slots(slots: Vec<SlotRef>) -> Self {
@@ -55,7 +55,7 @@ impl Completion {
     #[expect(clippy::len_without_is_empty, reason = "a batch is never empty")]
     pub fn len(&self) -> usize {
         match &self.0 {
-            Target::Range { len, .. } => *len as usize,
+            Target::Whole(block) => block.len(),
             Target::Slots(slots) => slots.len(),
             Target::Spent => 0,
         }
@@ -64,7 +64,7 @@ impl Completion {
     /// Whether nobody waits for a verdict of it any more.
     pub(crate) fn is_over(&self) -> bool {
         match &self.0 {
-            Target::Range { block, .. } => block.is_done(),
+            Target::Whole(block) => block.is_done(),
             Target::Slots(slots) => slots.iter().all(|slot| slot.block.is_done()),
             Target::Spent => true,
         }
@@ -72,9 +72,9 @@ impl Completion {
 
     fn place(&self, index: usize) -> Option<(&Arc<Block>, u32, u32)> {
         match &self.0 {
-            Target::Range { block, base, len } => {
-                let index = u32::try_from(index).ok().filter(|i| i < len)?;
-                Some((block, base + index, 0))
+            Target::Whole(block) => {
+                let index = u32::try_from(index).ok().filter(|i| *i < block.len)?;
+                Some((block, index, 0))
             }
             Target::Slots(slots) => slots.get(index).map(|s| (&s.block, s.index, s.epoch)),
             Target::Spent => None,
@@ -97,16 +97,15 @@ impl Completion {
 
     /// The broker has every message. The cheapest verdict.
     pub fn accept_all(mut self) {
-        if let Target::Range { block, base: 0, len } = &self.0
-            && *len == block.len
+        if let Target::Whole(block) = &self.0
             && block.more.get().is_none()
             && block.first.state.load(Ordering::Acquire) == PENDING
-            && block.remaining.load(Ordering::Acquire) == *len
+            && block.remaining.load(Ordering::Acquire) == block.len
         {
             // Only this completion and an expiry refer to the slots. Both take the first one first, so one of the
             // two loses here.
             if block.first.state.compare_exchange(PENDING, ALL, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-                block.resolved(*len);
+                block.resolved(block.len);
                 self.0 = Target::Spent;
                 return;
             }

@@ -16,7 +16,6 @@ use crate::broker::CloseReport;
 use crate::capability::Capabilities;
 use crate::completion::Completion;
 use crate::error::{Error, ErrorKind, Outcome, Result};
-use crate::event::Events;
 use crate::memory::far;
 use crate::message::Message;
 use crate::producer::Producer;
@@ -37,7 +36,6 @@ pub(crate) struct Outbox {
     producer: Arc<dyn Producer>,
     capabilities: Arc<Capabilities>,
     config: SenderConfig,
-    events: Events,
     /// Permits are bytes; a message takes at least `unit` of them, so that count and bytes are bounded at once.
     window: Semaphore,
     unit: usize,
@@ -86,30 +84,12 @@ impl fmt::Debug for Outbox {
 impl Outbox {
     /// Starts an outbox with its task; the task ends after [`abandon`](Self::abandon) or [`close`](Self::close), when
     /// nothing is in flight any more.
+    ///
+    /// `internal` outboxes send copies that the library makes, with headers of its own.
     pub(crate) fn start(
         address: Address,
         producer: Arc<dyn Producer>,
         config: SenderConfig,
-        events: Events,
-    ) -> Arc<Self> {
-        Self::spawn(address, producer, config, events, false)
-    }
-
-    /// As [`start`](Self::start), for copies that the library makes itself.
-    pub(crate) fn start_internal(
-        address: Address,
-        producer: Arc<dyn Producer>,
-        config: SenderConfig,
-        events: Events,
-    ) -> Arc<Self> {
-        Self::spawn(address, producer, config, events, true)
-    }
-
-    fn spawn(
-        address: Address,
-        producer: Arc<dyn Producer>,
-        config: SenderConfig,
-        events: Events,
         internal: bool,
     ) -> Arc<Self> {
         let bytes = config.window_bytes.clamp(1, u32::MAX as usize);
@@ -121,7 +101,6 @@ impl Outbox {
             unit: (bytes / config.window.max(1)).max(1),
             jitter: 0.75 + 0.5 * fastrand::f64(),
             config: SenderConfig { window_bytes: bytes, ..config },
-            events,
             state: Mutex::default(),
             handing: Mutex::new(()),
             work: Notify::new(),
@@ -422,11 +401,5 @@ struct Decrement<'a>(&'a AtomicUsize);
 impl Drop for Decrement<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-impl Drop for Outbox {
-    fn drop(&mut self) {
-        self.events.set_problem(&format!("send {}", self.address), None);
     }
 }
