@@ -8,6 +8,7 @@ mod error;
 mod ledger;
 mod link;
 mod producer;
+mod server;
 mod subscription;
 mod topology;
 mod window;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use lapin::tcp::OwnedTLSConfig;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
@@ -14,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::config::Target;
 use crate::error::{map, not_connected, within};
+use crate::server::{self, ServerInfo};
 
 /// First wait before a reconnect; doubled up to the configured maximum.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -23,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// A connection from its handshake to its loss.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
+    /// What the server says about itself.
+    pub(crate) server: ServerInfo,
     /// The host, without login.
     host: String,
 }
@@ -66,6 +70,16 @@ impl Link {
     /// Present and later sessions; `None` while disconnected.
     pub(crate) fn sessions(&self) -> watch::Receiver<Option<Arc<Session>>> {
         self.shared.sessions.subscribe()
+    }
+
+    /// A further connection, which is closed when it is dropped, for what may cost the connection.
+    pub(crate) async fn another(&self, deadline: Instant) -> Result<Arc<Session>> {
+        self.shared.connect(0, deadline).await
+    }
+
+    /// What the server says about itself; nothing while disconnected.
+    pub(crate) fn server(&self) -> ServerInfo {
+        self.shared.sessions.borrow().as_ref().map(|session| session.server.clone()).unwrap_or_default()
     }
 
     /// Opens a channel, on a connection that is awaited until the deadline.
@@ -127,8 +141,9 @@ impl Shared {
             let left = u32::try_from(hosts.len() - tried).unwrap_or(u32::MAX);
             let until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / left;
             let host = if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") };
-            match timeout_at(until, Connection::connect_uri(self.uri(name, *port), self.properties())).await {
-                Ok(Ok(connection)) => return Ok(Arc::new(Session { connection, host })),
+            let opened = server::connect(self.uri(name, *port), self.properties(), OwnedTLSConfig::default());
+            match timeout_at(until, opened).await {
+                Ok(Ok((connection, server))) => return Ok(Arc::new(Session { connection, server, host })),
                 Ok(Err(error)) => {
                     let error = map(&error, "connect").with_context("host", &host);
                     // The server was reached and said no: the others will say the same.
