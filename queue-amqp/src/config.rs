@@ -5,6 +5,8 @@ use std::time::Duration;
 use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
 use serde::Deserialize;
 
+use crate::topology::{Arguments, Native};
+
 /// The port of AMQP without TLS.
 const DEFAULT_PORT: u16 = 5672;
 /// The user and the password of a fresh server, which accepts them from its own machine only.
@@ -61,6 +63,8 @@ pub(crate) struct Target {
     /// In seconds.
     pub(crate) heartbeat: u16,
     pub(crate) connect_timeout: Duration,
+    /// Arguments of every queue that is made: options of the URL that start with `amqp.`.
+    pub(crate) defaults: Arguments,
     pub(crate) config: AmqpConfig,
 }
 
@@ -68,11 +72,7 @@ impl Target {
     pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
         let refuse = |why: &'static str| Err(Error::new(ErrorKind::InvalidConfig, why).with_operation("configure"));
         let config: AmqpConfig = endpoint.options()?;
-        if let Some(option) = endpoint.native.keys().next() {
-            return Err(Error::new(ErrorKind::InvalidConfig, format!("unknown option `amqp.{option}`"))
-                .with_operation("configure")
-                .with_context("option", option));
-        }
+        let defaults = Native::of_queue(&endpoint.native)?.queue;
         let Ok(heartbeat @ 1..) = u16::try_from(config.heartbeat.as_secs()) else {
             return refuse("heartbeat is between 1 s and 65535 s");
         };
@@ -95,6 +95,7 @@ impl Target {
             vhost,
             heartbeat,
             connect_timeout: endpoint.connect_timeout,
+            defaults,
             config,
         })
     }

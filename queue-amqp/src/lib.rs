@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod broker;
+mod capability;
 mod config;
 mod consumer;
 mod convert;
@@ -9,6 +10,7 @@ mod ledger;
 mod link;
 mod producer;
 mod server;
+mod stream;
 mod subscription;
 mod topology;
 mod window;

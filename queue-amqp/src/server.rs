@@ -64,7 +64,7 @@ impl ServerInfo {
 
 fn version(text: &str) -> (u16, u16, u16) {
     // What follows the third number (`-rc.1`, `+build`) is of no interest.
-    let mut parts = text.split(['.', '-', '+']).map_while(|part| part.parse().ok());
+    let mut parts = text.split(['.', '-', '+']).map_while(|part| part.parse().ok()).fuse();
     let mut next = || parts.next().unwrap_or(0);
     (next(), next(), next())
 }
