@@ -4,6 +4,7 @@
 mod common;
 
 mod addresses;
+mod delays;
 mod receiving;
 mod sending;
 
@@ -41,6 +42,12 @@ fn main() {
             addresses::wrong_logins_and_addresses_are_told_apart,
             sending::closing_waits_for_confirmations_and_is_idempotent,
             receiving::a_small_prefetch_is_kept_and_not_slow,
+            delays::a_delay_is_kept_to_the_step_of_the_ladder,
+            delays::names_with_signs_of_routing_keys_reach_their_own_queue,
+            delays::what_cannot_be_delayed_is_refused,
+            delays::a_queue_that_is_gone_holds_up_no_delayed_message,
+            delays::a_retry_is_counted_by_the_library_and_carries_nothing_of_the_brokers,
+            delays::what_stands_in_the_way_of_a_delay_is_told,
         ],
     );
 }
