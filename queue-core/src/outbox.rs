@@ -16,6 +16,7 @@ use crate::broker::CloseReport;
 use crate::capability::Capabilities;
 use crate::completion::Completion;
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::event::Events;
 use crate::memory::far;
 use crate::message::Message;
 use crate::producer::Producer;
@@ -52,6 +53,8 @@ pub(crate) struct Outbox {
     flushing: AtomicUsize,
     closed: AtomicBool,
     abandoned: AtomicBool,
+    /// Knows what is wrong with the broker when a deadline passes.
+    events: Events,
     /// Whether the library's own headers may be sent (dead letters, retry copies).
     internal: bool,
 }
@@ -90,6 +93,7 @@ impl Outbox {
         address: Address,
         producer: Arc<dyn Producer>,
         config: SenderConfig,
+        events: Events,
         internal: bool,
     ) -> Arc<Self> {
         let bytes = config.window_bytes.clamp(1, u32::MAX as usize);
@@ -108,6 +112,7 @@ impl Outbox {
             flushing: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
+            events,
             internal,
         });
         tokio::spawn(task::run(outbox.clone()));
@@ -136,6 +141,14 @@ impl Outbox {
         size.clamp(self.unit, self.config.window_bytes)
     }
 
+    /// Adds what is known to be wrong with the broker.
+    fn with_problems(&self, error: Error) -> Error {
+        match self.events.health().problems {
+            problems if problems.is_empty() => error,
+            problems => error.with_context("health", problems.join("; ")),
+        }
+    }
+
     async fn room(&self, cost: usize, deadline: Instant) -> Result<()> {
         let permits = u32::try_from(cost).unwrap_or(u32::MAX);
         let permit = match self.window.try_acquire_many(permits) {
@@ -145,7 +158,7 @@ impl Outbox {
                 Ok(Err(_)) => return Err(Error::closed("sender")),
                 Err(_) => {
                     let why = "no room in the window before the deadline: the broker is slow or out of reach";
-                    return Err(Error::new(ErrorKind::Timeout, why));
+                    return Err(self.with_problems(Error::new(ErrorKind::Timeout, why)));
                 }
             },
         };
