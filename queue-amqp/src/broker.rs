@@ -14,12 +14,14 @@ use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
     Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
 };
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
 use crate::link::Link;
 use crate::producer::AmqpProducer;
+use crate::publisher::Publisher;
 use crate::topology::Topologist;
 
 /// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// What all producers send through, once there was one.
+    publisher: OnceCell<Arc<Publisher>>,
     producers: Mutex<Vec<Weak<AmqpProducer>>>,
     consumers: Mutex<Vec<Weak<AmqpConsumer>>>,
     closed: AtomicBool,
@@ -91,6 +95,7 @@ impl AmqpBroker {
                 timeout,
                 capabilities: Arc::new(capabilities()),
                 groups: Mutex::default(),
+                publisher: OnceCell::new(),
                 producers: Mutex::default(),
                 consumers: Mutex::default(),
                 closed: AtomicBool::new(false),
@@ -150,7 +155,10 @@ impl Broker for AmqpBroker {
             topologist.queue_exists(to.name()).await?;
         }
         let capabilities = self.shared.capabilities.clone();
-        let producer = AmqpProducer::open(&self.shared, to.clone(), options, capabilities).await?;
+        let Shared { publish, timeout, publisher, .. } = &*self.shared;
+        let publisher =
+            publisher.get_or_try_init(async || Publisher::open(publish, *timeout).await.map(Arc::new)).await?;
+        let producer = AmqpProducer::new(publisher.clone(), to.clone(), options, capabilities);
         register(&self.shared.producers, &producer);
         Ok(producer)
     }
@@ -235,6 +243,9 @@ impl Broker for AmqpBroker {
         }
         for closed in join_all(producers.iter().map(|p| p.close(deadline))).await {
             report.merge(closed);
+        }
+        if let Some(publisher) = self.shared.publisher.get() {
+            publisher.close(deadline).await;
         }
         for link in [&self.shared.publish, &self.shared.consume] {
             if let Err(error) = link.close(deadline).await {
