@@ -53,10 +53,10 @@ pub(crate) struct Outbox {
     flushing: AtomicUsize,
     closed: AtomicBool,
     abandoned: AtomicBool,
-    /// Knows what is wrong with the broker when a deadline passes.
-    events: Events,
     /// Whether the library's own headers may be sent (dead letters, retry copies).
     internal: bool,
+    /// What is wrong with the broker, for those that time out.
+    events: Events,
 }
 
 #[derive(Default)]
@@ -93,8 +93,8 @@ impl Outbox {
         address: Address,
         producer: Arc<dyn Producer>,
         config: SenderConfig,
-        events: Events,
         internal: bool,
+        events: Events,
     ) -> Arc<Self> {
         let bytes = config.window_bytes.clamp(1, u32::MAX as usize);
         let outbox = Arc::new(Self {
@@ -112,8 +112,8 @@ impl Outbox {
             flushing: AtomicUsize::new(0),
             closed: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
-            events,
             internal,
+            events,
         });
         tokio::spawn(task::run(outbox.clone()));
         outbox
@@ -133,20 +133,18 @@ impl Outbox {
         self.work.notify_one();
     }
 
+    /// The error with what is known to be wrong with the broker.
+    fn with_health(&self, error: Error) -> Error {
+        let problems = self.events.health().problems;
+        if problems.is_empty() { error } else { error.with_context("health", problems.join("; ")) }
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
 
     fn cost(&self, size: usize) -> usize {
         size.clamp(self.unit, self.config.window_bytes)
-    }
-
-    /// Adds what is known to be wrong with the broker.
-    fn with_problems(&self, error: Error) -> Error {
-        match self.events.health().problems {
-            problems if problems.is_empty() => error,
-            problems => error.with_context("health", problems.join("; ")),
-        }
     }
 
     async fn room(&self, cost: usize, deadline: Instant) -> Result<()> {
@@ -158,7 +156,7 @@ impl Outbox {
                 Ok(Err(_)) => return Err(Error::closed("sender")),
                 Err(_) => {
                     let why = "no room in the window before the deadline: the broker is slow or out of reach";
-                    return Err(self.with_problems(Error::new(ErrorKind::Timeout, why)));
+                    return Err(self.with_health(Error::new(ErrorKind::Timeout, why)));
                 }
             },
         };

@@ -27,7 +27,10 @@ fn main() {
         cases![
             receiving::acknowledged_messages_never_come_back,
             sending::unroutable_messages_in_a_large_batch_are_named_exactly,
+            sending::senders_that_share_a_channel_get_their_own_verdicts,
             sending::a_missing_exchange_fails_its_message_alone,
+            sending::a_missing_exchange_disturbs_no_message_to_a_queue,
+            sending::a_message_that_the_queue_refuses_is_rejected_and_not_tried_again,
             receiving::unanswered_messages_come_back_counted,
             receiving::answers_out_of_order_leave_exactly_the_others,
             sending::every_header_comes_back_as_it_was,
