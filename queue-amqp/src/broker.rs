@@ -17,6 +17,7 @@ use queue_core::{
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::auth::TokenProvider;
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
 use crate::delay::{Ladder, MAX_DELAY};
@@ -92,9 +93,26 @@ impl AmqpBroker {
     /// `InvalidConfig`; `Connection` when no host answers within the endpoint's `connect_timeout`; `Unauthorized` when
     /// the login or the virtual host is refused; `NotFound` when the virtual host does not exist.
     pub async fn connect(endpoint: &Endpoint, events: Events) -> Result<Self> {
-        let target = Target::new(endpoint)?;
+        Self::connect_to(Target::new(endpoint, None)?, events).await
+    }
+
+    /// Connects as [`connect`](Self::connect), and logs in with tokens of OAuth 2, which are renewed before they expire.
+    ///
+    /// The URL has no password then. The server takes the user from the token.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); what the provider fails with.
+    pub async fn connect_with_tokens(
+        endpoint: &Endpoint,
+        events: Events,
+        tokens: Arc<dyn TokenProvider>,
+    ) -> Result<Self> {
+        Self::connect_to(Target::new(endpoint, Some(tokens))?, events).await
+    }
+
+    async fn connect_to(target: Target, events: Events) -> Result<Self> {
         let timeout = target.config.operation_timeout;
-        let deadline = Instant::now() + endpoint.connect_timeout;
+        let deadline = Instant::now() + target.connect_timeout;
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
         let delay_queues = target.config.delay_queues;
@@ -242,8 +260,11 @@ impl Broker for AmqpBroker {
     }
 
     fn health(&self) -> Health {
-        let problems = [self.shared.publish.problem(), self.shared.consume.problem()];
-        problems.into_iter().flatten().fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
+        let links = [&self.shared.publish, &self.shared.consume];
+        links
+            .into_iter()
+            .flat_map(Link::problems)
+            .fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
     }
 
     async fn ping(&self) -> Result<()> {
