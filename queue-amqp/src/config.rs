@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::auth::{Auth, Login, TokenProvider};
 use crate::tls::Tls;
+use crate::topology::{Arguments, Native};
 
 /// The scheme of AMQP over TLS.
 pub(crate) const TLS_SCHEME: &str = "amqps";
@@ -103,6 +104,8 @@ pub(crate) struct Target {
     /// In seconds.
     pub(crate) heartbeat: u16,
     pub(crate) connect_timeout: Duration,
+    /// Arguments of every queue that is made: options of the URL that start with `amqp.`.
+    pub(crate) defaults: Arguments,
     pub(crate) config: AmqpConfig,
 }
 
@@ -110,11 +113,7 @@ impl Target {
     pub(crate) fn new(endpoint: &Endpoint, tokens: Option<Arc<dyn TokenProvider>>) -> Result<Self> {
         let refuse = |why: &'static str| Err(refused(why));
         let config: AmqpConfig = endpoint.options()?;
-        if let Some(option) = endpoint.native.keys().next() {
-            return Err(Error::new(ErrorKind::InvalidConfig, format!("unknown option `amqp.{option}`"))
-                .with_operation("configure")
-                .with_context("option", option));
-        }
+        let defaults = Native::of_queue(&endpoint.native)?.queue;
         let Ok(heartbeat @ 1..) = u16::try_from(config.heartbeat.as_secs()) else {
             return refuse("heartbeat is between 1 s and 65535 s");
         };
@@ -140,6 +139,7 @@ impl Target {
             vhost,
             heartbeat,
             connect_timeout: endpoint.connect_timeout,
+            defaults,
             config,
         })
     }

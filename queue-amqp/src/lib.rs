@@ -2,6 +2,7 @@
 
 mod auth;
 mod broker;
+mod capability;
 mod config;
 mod consumer;
 mod convert;
@@ -14,6 +15,8 @@ mod ledger;
 mod link;
 mod producer;
 mod publisher;
+mod server;
+mod stream;
 mod subscription;
 mod tls;
 mod topology;

@@ -15,8 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::auth::Credentials;
 use crate::config::Target;
-use crate::dial::{Line, dial, share};
+use crate::dial::{Dialed, Line, dial, share};
 use crate::error::{map, not_connected, within};
+use crate::server::ServerInfo;
 
 /// First wait before a reconnect; doubled up to the configured maximum.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -28,6 +29,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(1);
 /// A connection from its handshake to its loss.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
+    /// What the server says about itself.
+    pub(crate) server: ServerInfo,
     /// The host, without login.
     host: String,
     line: Line,
@@ -93,6 +96,16 @@ impl Link {
     /// Why the broker takes no messages, from now on.
     pub(crate) fn blocked(&self) -> Blocked {
         self.shared.blocked.subscribe()
+    }
+
+    /// A further connection, which is closed when it is dropped, for what may cost the connection.
+    pub(crate) async fn another(&self, deadline: Instant) -> Result<Arc<Session>> {
+        self.shared.connect(0, deadline).await
+    }
+
+    /// What the server says about itself; nothing while disconnected.
+    pub(crate) fn server(&self) -> ServerInfo {
+        self.shared.sessions.borrow().as_ref().map(|session| session.server.clone()).unwrap_or_default()
     }
 
     /// Opens a channel, on a connection that is awaited until the deadline.
@@ -161,7 +174,9 @@ impl Shared {
             // A host that swallows packets leaves time for the others.
             let until = share(deadline, hosts.len() - tried);
             match dial(&self.target, (name, *port), &credentials, self.properties(), until).await {
-                Ok((connection, line)) => return Ok(Arc::new(Session { connection, host, line, credentials })),
+                Ok(Dialed { connection, server, line }) => {
+                    return Ok(Arc::new(Session { connection, server, host, line, credentials }));
+                }
                 Err(error) => failure = error.with_context("host", &host),
             }
             // The server was reached and said no: the others will say the same.
