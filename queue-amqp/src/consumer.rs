@@ -201,7 +201,7 @@ impl Consumer for AmqpConsumer {
                     state.ledger.hand_out(tag);
                     let (message, attempt) = incoming(delivery);
                     into.push(Received {
-                        message: Ok(message),
+                        message,
                         token: AckToken(state.epoch, tag),
                         attempt,
                         lease: None,

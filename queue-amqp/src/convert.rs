@@ -8,8 +8,8 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use queue_core::wire::{self, Field, Note};
-use queue_core::{Address, Error, ErrorKind, HeaderValue, Headers, Message, Result, Text};
+use queue_core::wire::{self, Field, MAX_DEPTH, Note};
+use queue_core::{Address, Error, ErrorKind, HeaderValue, Headers, Message, Result, Text, Undecodable};
 
 use crate::config::MAX_SHORT;
 
@@ -79,6 +79,10 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
     note.field(Field::Key, message);
     let mut table = BTreeMap::new();
     if !message.headers().is_empty() {
+        if message.headers().iter().any(|(_, value)| is_deeper(value, MAX_DEPTH)) {
+            return Err(Error::new(ErrorKind::InvalidInput, "too many lists and maps within each other")
+                .with_context("limit", MAX_DEPTH));
+        }
         headers(message.headers(), &mut table, &mut note);
     }
     if let Some(note) = note.finish() {
@@ -186,6 +190,15 @@ fn headers(headers: &Headers, table: &mut BTreeMap<ShortString, AMQPValue>, note
     }
 }
 
+/// Whether there are more lists and maps within each other than so many.
+fn is_deeper(value: &HeaderValue, depth: usize) -> bool {
+    match value {
+        HeaderValue::List(list) => depth == 0 || list.iter().any(|v| is_deeper(v, depth - 1)),
+        HeaderValue::Map(map) => depth == 0 || map.iter().any(|(_, v)| is_deeper(v, depth - 1)),
+        _ => false,
+    }
+}
+
 /// The value in the protocol's own types; `None` when it would not come back as it is.
 fn native(value: &HeaderValue) -> Option<AMQPValue> {
     Some(match value {
@@ -213,9 +226,9 @@ fn native(value: &HeaderValue) -> Option<AMQPValue> {
     })
 }
 
-/// Reads any value; none is unknown.
-fn value(value: &AMQPValue) -> HeaderValue {
-    match value {
+/// Reads any value; no type is unknown. `None` when there are more lists and tables within each other than `depth`.
+fn value(raw: &AMQPValue, depth: usize) -> Option<HeaderValue> {
+    Some(match raw {
         AMQPValue::Boolean(b) => HeaderValue::Bool(*b),
         AMQPValue::ShortShortInt(i) => HeaderValue::Int((*i).into()),
         AMQPValue::ShortShortUInt(i) => HeaderValue::Int((*i).into()),
@@ -226,23 +239,32 @@ fn value(value: &AMQPValue) -> HeaderValue {
         AMQPValue::LongLongInt(i) => HeaderValue::Int(*i),
         AMQPValue::Float(f) => HeaderValue::Float((*f).into()),
         AMQPValue::Double(f) => HeaderValue::Float(*f),
-        AMQPValue::DecimalValue(d) => HeaderValue::Float(f64::from(d.value) / 10_f64.powi(d.scale.into())),
+        // Signed in other clients and in the server, whatever the client's type says.
+        AMQPValue::DecimalValue(d) => {
+            HeaderValue::Float(f64::from(d.value.cast_signed()) / 10_f64.powi(d.scale.into()))
+        }
         AMQPValue::ShortString(s) => HeaderValue::Str(s.as_str().to_owned().into()),
         AMQPValue::LongString(s) => match std::str::from_utf8(s.as_bytes()) {
             Ok(text) => HeaderValue::Str(text.to_owned().into()),
             Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(s.as_bytes())),
         },
-        AMQPValue::FieldArray(list) => HeaderValue::List(list.as_slice().iter().map(self::value).collect()),
+        AMQPValue::FieldArray(list) => {
+            let depth = depth.checked_sub(1)?;
+            HeaderValue::List(list.as_slice().iter().map(|v| value(v, depth)).collect::<Option<_>>()?)
+        }
         AMQPValue::Timestamp(seconds) => match time(*seconds) {
             Some(time) => HeaderValue::Timestamp(time),
             None => HeaderValue::Int(seconds.cast_signed()),
         },
-        AMQPValue::FieldTable(map) => HeaderValue::Map(
-            map.into_iter().map(|(k, v)| (Cow::Owned(k.as_str().to_owned()), self::value(v))).collect(),
-        ),
+        AMQPValue::FieldTable(map) => {
+            let depth = depth.checked_sub(1)?;
+            let field =
+                |(k, v): (&ShortString, &AMQPValue)| Some((Cow::Owned(k.as_str().to_owned()), value(v, depth)?));
+            HeaderValue::Map(map.into_iter().map(field).collect::<Option<_>>()?)
+        }
         AMQPValue::ByteArray(b) => HeaderValue::Bytes(Bytes::copy_from_slice(b.as_slice())),
         AMQPValue::Void => HeaderValue::Null,
-    }
+    })
 }
 
 fn time(seconds: u64) -> Option<SystemTime> {
@@ -250,8 +272,8 @@ fn time(seconds: u64) -> Option<SystemTime> {
 }
 
 /// Reads what arrived: the message, and which attempt this is.
-pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
-    let Delivery { exchange, routing_key, properties, data, .. } = delivery;
+pub(crate) fn incoming(delivery: Delivery) -> (Result<Message, Box<Undecodable>>, u32) {
+    let Delivery { exchange, routing_key, properties, data, redelivered, .. } = delivery;
     let mut message = Message::new(data);
     // On the default exchange the routing key is the name of the queue.
     if !exchange.as_str().is_empty() && !routing_key.as_str().is_empty() {
@@ -272,6 +294,7 @@ pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
         }
     }
     let mut attempt = 1;
+    let mut is_readable = true;
     if let Some(table) = properties.headers() {
         let mut list = Vec::with_capacity(table.inner().len());
         let mut note = None;
@@ -279,20 +302,31 @@ pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
             let name = name.as_str();
             if name == wire::HEADER {
                 note = raw.as_long_string().and_then(|n| std::str::from_utf8(n.as_bytes()).ok());
-            } else if is_brokers(name) {
-                let value = value(raw);
-                if name == "x-delivery-count" {
+                continue;
+            }
+            let Some(value) = value(raw, MAX_DEPTH) else {
+                is_readable = false;
+                continue;
+            };
+            if is_brokers(name) {
+                // A message that was never delivered from here may bring the count of another queue.
+                if name == "x-delivery-count" && redelivered {
                     let earlier = value.as_int().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
                     attempt = earlier.saturating_add(1);
                 }
                 broker.append(name.to_owned(), value);
             } else {
-                list.push((Cow::Owned(name.to_owned()), value(raw)));
+                list.push((Cow::Owned(name.to_owned()), value));
             }
         }
         message = wire::restore(message, list, note);
     }
-    (message.with_native_headers(broker), attempt)
+    if !is_readable {
+        let error = Error::new(ErrorKind::Codec, "too many lists and tables within each other in a header")
+            .with_context("limit", MAX_DEPTH);
+        return (Err(Box::new(Undecodable { raw: message.into_payload(), error })), attempt);
+    }
+    (Ok(message.with_native_headers(broker)), attempt)
 }
 
 fn read_fields(mut message: Message, properties: &BasicProperties) -> Message {
