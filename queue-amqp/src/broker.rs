@@ -18,7 +18,8 @@ use tokio::time::Instant;
 
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
-use crate::link::Link;
+use crate::delay::{Ladder, MAX_DELAY};
+use crate::link::{Link, Task};
 use crate::producer::AmqpProducer;
 use crate::topology::Topologist;
 
@@ -28,8 +29,9 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 const MAX_HEADERS: usize = 1000;
 /// The server takes no longer one.
 const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
-/// Below the 30 minutes after which the server takes an unanswered message away.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(20 * 60);
+/// Of a retry that its receiver holds back: below the 30 minutes after which the server takes an unanswered message
+/// away.
+const MAX_HELD_BACK: Duration = Duration::from_secs(20 * 60);
 
 /// A RabbitMQ server or cluster.
 pub struct AmqpBroker {
@@ -41,6 +43,9 @@ pub(crate) struct Shared {
     pub(crate) publish: Link,
     pub(crate) consume: Link,
     pub(crate) timeout: Duration,
+    pub(crate) ladder: Arc<Ladder>,
+    /// Ends the work on the ladder with the broker.
+    ladder_task: Mutex<Option<Task>>,
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
@@ -49,7 +54,7 @@ pub(crate) struct Shared {
     closed: AtomicBool,
 }
 
-fn capabilities() -> Capabilities {
+fn capabilities(delay_queues: bool) -> Capabilities {
     let mut c = Capabilities::default();
     c.max_message_bytes = MAX_MESSAGE_BYTES;
     c.max_headers = MAX_HEADERS;
@@ -60,7 +65,12 @@ fn capabilities() -> Capabilities {
     c.anonymous_subscribers = true;
     c.delayed_retry = true;
     c.retry_via = RetryVia::Copy;
-    c.max_retry_delay = MAX_RETRY_DELAY;
+    c.max_retry_delay = MAX_HELD_BACK;
+    if delay_queues {
+        c.delayed_send = true;
+        c.max_delay = MAX_DELAY;
+        c.max_retry_delay = MAX_DELAY;
+    }
     c.dead_letter = true;
     c.tombstones = true;
     c.typed_headers = true;
@@ -83,13 +93,18 @@ impl AmqpBroker {
         let deadline = Instant::now() + endpoint.connect_timeout;
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
+        let delay_queues = target.config.delay_queues;
         let consume = Link::open(target, "consume", events, deadline).await?;
+        let ladder = Ladder::new();
+        let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
         Ok(Self {
             shared: Arc::new(Shared {
                 publish,
                 consume,
                 timeout,
-                capabilities: Arc::new(capabilities()),
+                ladder,
+                ladder_task: Mutex::new(Some(task)),
+                capabilities: Arc::new(capabilities(delay_queues)),
                 groups: Mutex::default(),
                 producers: Mutex::default(),
                 consumers: Mutex::default(),
@@ -149,7 +164,12 @@ impl Broker for AmqpBroker {
         } else {
             topologist.queue_exists(to.name()).await?;
         }
-        let capabilities = self.shared.capabilities.clone();
+        let mut capabilities = self.shared.capabilities.clone();
+        if to.is_topic() {
+            let able = Arc::make_mut(&mut capabilities);
+            able.delayed_send = false;
+            able.max_delay = Duration::ZERO;
+        }
         let producer = AmqpProducer::open(&self.shared, to.clone(), options, capabilities).await?;
         register(&self.shared.producers, &producer);
         Ok(producer)
@@ -174,7 +194,10 @@ impl Broker for AmqpBroker {
     async fn declare(&self, topology: &Topology) -> Result<()> {
         for entry in topology.entries() {
             self.shared.topologist()?.declare(entry).await?;
-            self.shared.remember(&entry.source());
+            let source = entry.source();
+            self.shared.remember(&source);
+            // It may be new.
+            source.queue_name().iter().for_each(|queue| self.shared.ladder.forget(queue));
         }
         Ok(())
     }
@@ -187,7 +210,9 @@ impl Broker for AmqpBroker {
     }
 
     async fn delete(&self, address: &Address) -> Result<()> {
-        self.shared.topologist()?.delete(address, &self.shared.queues(address)).await?;
+        let queues = self.shared.queues(address);
+        self.shared.topologist()?.delete(address, &queues).await?;
+        queues.iter().for_each(|queue| self.shared.ladder.forget(queue));
         self.shared.groups.lock().remove(address.name());
         Ok(())
     }
@@ -236,6 +261,7 @@ impl Broker for AmqpBroker {
         for closed in join_all(producers.iter().map(|p| p.close(deadline))).await {
             report.merge(closed);
         }
+        drop(self.shared.ladder_task.lock().take());
         for link in [&self.shared.publish, &self.shared.consume] {
             if let Err(error) = link.close(deadline).await {
                 report.errors.push(error);

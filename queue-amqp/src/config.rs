@@ -38,6 +38,10 @@ pub struct AmqpConfig {
     pub max_backoff: Duration,
     /// What the server's tools show as the name of the connections. Default: `anyqueue`.
     pub connection_name: String,
+    /// Whether messages are delayed by queues that the library declares for it (`anyqueue-delay-…`). Without, no
+    /// message can be sent with a delay, and a retry is held back by its receiver for 20 minutes at most.
+    /// Default: true.
+    pub delay_queues: bool,
 }
 
 impl Default for AmqpConfig {
@@ -47,6 +51,7 @@ impl Default for AmqpConfig {
             operation_timeout: Duration::from_secs(10),
             max_backoff: Duration::from_secs(3),
             connection_name: "anyqueue".to_owned(),
+            delay_queues: true,
         }
     }
 }

@@ -4,6 +4,7 @@ mod broker;
 mod config;
 mod consumer;
 mod convert;
+mod delay;
 mod error;
 mod ledger;
 mod link;

@@ -79,7 +79,7 @@ impl AmqpProducer {
         let lane = Arc::new(Lane {
             state: Mutex::new(State {
                 channel: None,
-                window: Window::new(address.clone(), options.require_route),
+                window: Window::new(address.clone(), options.require_route, broker.ladder.clone()),
                 closed: false,
             }),
             address,

@@ -18,9 +18,10 @@ use futures::FutureExt;
 use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, Confirmation, PublisherConfirm};
-use queue_core::{Address, Completion, Error, ErrorKind, Message, Outcome, Receipt};
+use queue_core::{Address, Completion, Error, ErrorKind, Message, Outcome, Receipt, Result};
 
 use crate::convert::{Outgoing, outgoing};
+use crate::delay::Ladder;
 use crate::error::map;
 
 type Writing = Pin<Box<dyn Future<Output = (lapin::Result<PublisherConfirm>, Message)> + Send>>;
@@ -80,6 +81,7 @@ impl Verdict {
 /// Flights in the order in which they were published.
 pub(crate) struct Window {
     address: Address,
+    ladder: Arc<Ladder>,
     frame_max: usize,
     mandatory: bool,
     flights: VecDeque<Flight>,
@@ -99,9 +101,10 @@ fn fence(channel: &Channel) {
 
 impl Window {
     /// `mandatory`: topics want a route too. Queues always do.
-    pub(crate) fn new(address: Address, mandatory: bool) -> Self {
+    pub(crate) fn new(address: Address, mandatory: bool, ladder: Arc<Ladder>) -> Self {
         Self {
             address,
+            ladder,
             frame_max: usize::MAX,
             mandatory,
             flights: VecDeque::new(),
@@ -145,7 +148,7 @@ impl Window {
         let mut partial = false;
         self.flights.reserve(batch.len());
         for (index, message) in (0..).zip(batch) {
-            let started = match outgoing(&self.address, &message, self.frame_max) {
+            let started = match self.prepare(&message) {
                 Ok(out) => self.start(channel, cx, out, message),
                 Err(error) => Err((error, message)),
             };
@@ -163,6 +166,14 @@ impl Window {
         if flights > 0 {
             self.batches.push_back(Batch { first, flights, undecided: flights, partial, done });
         }
+    }
+
+    fn prepare(&self, message: &Message) -> Result<Outgoing> {
+        let out = outgoing(&self.address, message, self.frame_max)?;
+        if let Some(delay) = out.delay {
+            self.ladder.ready(message.destination().unwrap_or(&self.address).name(), delay)?;
+        }
+        Ok(out)
     }
 
     fn start(
