@@ -18,6 +18,8 @@ use crate::delay::{self, Ticks};
 const PERSISTENT: u8 = 2;
 /// Bytes of a header frame that are not properties: frame, class, weight, body size, flags.
 const HEADER_FRAME: usize = 8 + 14;
+/// What names of direct replies start with.
+const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
 /// Headers that are the broker's own: set by it, or read by it. They arrive among the native headers; sent by an
 /// application, they travel in the note, because the broker would act on them.
 const BROKERS: [&str; 16] = [
@@ -49,7 +51,7 @@ pub(crate) struct Outgoing {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
-    /// Whether it is addressed to a queue.
+    /// Whether it is addressed to a queue, so that there is none is an error.
     pub(crate) to_queue: bool,
     /// Its delay: it goes to a queue by way of the ladder.
     pub(crate) delay: Option<Ticks>,
@@ -105,7 +107,9 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
         None if address.is_topic() => (short(address.name())?, routing_key),
         None => (ShortString::default(), routing_key),
     };
-    Ok(Outgoing { exchange, routing_key, properties, to_queue: !address.is_topic(), delay })
+    // A direct reply goes to a connection and not to a queue: the server would say that there is no route.
+    let to_queue = !address.is_topic() && !address.name().starts_with(DIRECT_REPLY);
+    Ok(Outgoing { exchange, routing_key, properties, to_queue, delay })
 }
 
 fn ticks(address: &Address, message: &Message) -> Result<Option<Ticks>> {

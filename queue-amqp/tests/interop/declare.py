@@ -1,6 +1,6 @@
 """Declares what a line of JSON says, and keeps the connection until its input ends: `declare.py URL`.
 
-Each line is an object with the name of a channel's method, and the arguments for it. An empty object is the answer.
+Each line is a list of a channel's methods, with the arguments for each. A line of its own is the answer.
 """
 
 import json
@@ -13,9 +13,9 @@ def main():
     connection = connect(sys.argv[1])
     channel = connection.channel()
     for line in sys.stdin:
-        for method, arguments in json.loads(line).items():
+        for method, arguments in json.loads(line):
             getattr(channel, method)(**arguments)
-        print("{}", flush=True)
+        print("done", flush=True)
     connection.close()
 
 

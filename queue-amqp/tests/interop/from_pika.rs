@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use queue_core::{Broker, HeaderValue, Headers, Message, Text};
+use queue_core::{Address, Broker, HeaderValue, Headers, Message, Text};
+use serde_json::Value;
 
-use crate::common::{connect, consumer, queue, receive_count};
-use crate::python;
+use crate::common::{PATIENCE, connect, consumer, queue, receive_count, soon, unique};
+use crate::{client, python};
 
 /// How many messages `send.py` sends.
 pub(crate) const COUNT: usize = 11;
@@ -101,7 +102,7 @@ pub(crate) async fn every_header_that_pika_sends_keeps_type_and_value(url: Strin
     .into_iter()
     .collect();
     assert_eq!(headers("headers"), expected);
-    let far = UNIX_EPOCH + Duration::from_secs(i64::MAX as u64);
+    let far = UNIX_EPOCH + Duration::from_secs(253_402_300_799);
     let expected: Headers = [
         ("byte", HeaderValue::Int(-128)),
         ("deep", list(vec![list(vec![])])),
@@ -142,4 +143,45 @@ pub(crate) async fn odd_header_names_from_pika_arrive_and_no_note_is_taken_for_o
     assert_eq!(*attempt, 1);
     assert_eq!(moved.headers().len(), 1);
     assert!(moved.native_headers().get("x-death").is_some());
+}
+
+/// Receives with the public handles, and takes what pika finds in the dead letters.
+async fn dead(url: &str, kind: &str) -> Value {
+    let client = client(&format!("{url}?max_backoff=100ms")).await;
+    let name = unique("hard");
+    let dead = Address::queue(&name).unwrap().dead_letter();
+    let mut receiver = client.receiver(name.as_str()).await.unwrap();
+    python::run("send.py", &[url, &name, kind]).await;
+    let pika = python::received(url, dead.name(), 1);
+    let seen = tokio::select! {
+        mut seen = pika => seen.remove(0),
+        delivery = receiver.next() => panic!("{delivery:?}"),
+    };
+    // The receiver goes on.
+    client.sender(name.as_str()).await.unwrap().send("next").await.unwrap();
+    let next = soon(receiver.receive()).await.unwrap();
+    assert_eq!(next.text(), Some("next"));
+    next.ack();
+    receiver.close(PATIENCE).await;
+    client.delete(name.as_str()).await.unwrap();
+    client.delete(dead).await.unwrap();
+    seen
+}
+
+pub(crate) async fn headers_that_nest_too_deep_make_a_dead_letter_of_the_body(url: String) {
+    let seen = dead(&url, "nested").await;
+    assert_eq!(seen["body"], "6e6573746564");
+    let reason = seen["headers"]["dict"]["anyqueue-reason"].as_str().unwrap();
+    assert!(reason.contains("lists and tables"), "{reason}");
+}
+
+/// The client cannot read such texts and drops the connection; the server counts, and ends it.
+pub(crate) async fn names_and_properties_that_are_no_utf8_end_in_the_dead_letters_of_the_server(url: String) {
+    for kind in ["latin property", "latin name"] {
+        let start = std::time::Instant::now();
+        let seen = dead(&url, kind).await;
+        eprintln!("{kind}: {:?}", start.elapsed());
+        assert_eq!(seen["body"], "6c6174696e");
+        assert_eq!(seen["headers"]["dict"]["x-first-death-reason"], "delivery_limit");
+    }
 }

@@ -27,6 +27,8 @@ fn main() {
             from_pika::bodies_and_properties_arrive_as_pika_sent_them,
             from_pika::every_header_that_pika_sends_keeps_type_and_value,
             from_pika::odd_header_names_from_pika_arrive_and_no_note_is_taken_for_one,
+            from_pika::headers_that_nest_too_deep_make_a_dead_letter_of_the_body,
+            from_pika::names_and_properties_that_are_no_utf8_end_in_the_dead_letters_of_the_server,
             to_pika::bodies_and_properties_reach_pika_as_they_are,
             to_pika::every_header_reaches_pika_with_its_type,
             to_pika::what_amqp_cannot_say_is_one_header_more_for_pika,

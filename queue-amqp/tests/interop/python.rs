@@ -63,6 +63,6 @@ impl Declaring {
     /// Calls methods of a channel.
     pub(crate) async fn call(&mut self, methods: &Value) {
         self.input.write_all(format!("{methods}\n").as_bytes()).await.unwrap();
-        assert_eq!(soon(self.output.next_line()).await.unwrap().as_deref(), Some("{}"), "{methods}");
+        assert_eq!(soon(self.output.next_line()).await.unwrap().as_deref(), Some("done"), "{methods}");
     }
 }

@@ -1,6 +1,6 @@
 //! Queues that pika declared its own way.
 
-use queue_core::{Address, Entry, ErrorKind, Message, Topology};
+use queue_core::{Address, ErrorKind, Message};
 use serde_json::json;
 
 use crate::common::{PATIENCE, connect, producer, send, soon, unique};
@@ -27,19 +27,19 @@ pub(crate) async fn queues_of_pikas_own_making_are_sent_to_and_received_from(url
         let name = unique("own");
         let mut declare = way.clone();
         declare["queue"] = json!(name);
-        pika.call(&json!({"queue_declare": declare})).await;
+        pika.call(&json!([["queue_declare", declare]])).await;
         let mut receiver = client.receiver(name.as_str()).await.unwrap();
         let sender = client.sender(name.as_str()).await.unwrap();
         sender.send("from here").await.unwrap();
         let delivery = soon(receiver.receive()).await.unwrap();
         assert_eq!((delivery.text(), delivery.attempt()), (Some("from here"), 1));
         delivery.ack();
-        pika.call(&json!({"basic_publish": {"exchange": "", "routing_key": name, "body": "from pika"}})).await;
+        pika.call(&json!([["basic_publish", {"exchange": "", "routing_key": name, "body": "from pika"}]])).await;
         let delivery = soon(receiver.receive()).await.unwrap();
         assert_eq!(delivery.text(), Some("from pika"));
         delivery.ack();
         // Nothing was changed: pika's own declaration is no conflict afterwards.
-        pika.call(&json!({"queue_declare": declare})).await;
+        pika.call(&json!([["queue_declare", declare]])).await;
         assert!(receiver.close(PATIENCE).await.is_clean(), "{way}");
         client.delete(name.as_str()).await.unwrap();
         client.delete(Address::queue(&name).unwrap().dead_letter()).await.unwrap();
@@ -50,9 +50,8 @@ pub(crate) async fn an_exclusive_queue_of_pika_takes_messages_and_refuses_receiv
     let broker = connect(&url).await.unwrap();
     let mut pika = python::Declaring::start(&url).await;
     let name = unique("exclusive");
-    pika.call(&json!({"queue_declare": {"queue": name, "exclusive": true}})).await;
+    pika.call(&json!([["queue_declare", {"queue": name, "exclusive": true}]])).await;
     let address = Address::queue(&name).unwrap();
-    broker.declare(&Topology::from_iter([Entry::new(address.clone())])).await.unwrap();
     assert!(send(&producer(&broker, &address).await, vec![Message::new("x")]).await[0].is_none());
     let client = client(&url).await;
     let error = soon(async { client.receiver(name.as_str()).await }).await.unwrap_err();

@@ -1,4 +1,4 @@
-"""Publishes one message of each kind to a queue: `send.py URL QUEUE`."""
+"""Publishes one message of each kind to a queue: `send.py URL QUEUE`; or one that is hard to read: with its name."""
 
 import datetime
 import decimal
@@ -68,7 +68,7 @@ MESSAGES = {
                 "float": Raw("f", "f", 0.5),
                 "double": Raw("d", "d", -1e300),
                 "latin": Raw("S", "I1s", 1, b"\xe9"),
-                "far future": Raw("T", "Q", 2**63 - 1),
+                "far future": Raw("T", "Q", 253_402_300_799),
                 "deep": Raw("A", "I5s", 5, b"A\x00\x00\x00\x00"),
             }
         },
@@ -85,12 +85,28 @@ MESSAGES = {
 }
 
 
+def nested(levels):
+    """As many lists within each other."""
+    value = b"V"
+    for _ in range(levels):
+        value = b"A" + len(value).to_bytes(4, "big") + value
+    return Raw("", f"{len(value)}s", value)
+
+
+HARD = {
+    "nested": (b"nested", {"headers": {"list": nested(40)}}),
+    "latin property": (b"latin", {"content_type": b"\xe9"}),
+    "latin name": (b"latin", {"headers": {b"\xe9": 1}}),
+}
+
+
 def main():
-    url, queue = sys.argv[1:]
+    url, queue, *names = sys.argv[1:]
+    messages = {name: HARD[name] for name in names} or MESSAGES
     connection = connect(url)
     channel = connection.channel()
     channel.confirm_delivery()
-    for name, (body, properties) in MESSAGES.items():
+    for name, (body, properties) in messages.items():
         channel.basic_publish("", queue, body, BasicProperties(message_id=name, **properties), mandatory=True)
     connection.close()
 

@@ -144,17 +144,17 @@ pub(crate) async fn what_pika_sent_is_the_same_for_pika_when_it_was_sent_on(url:
                 assert!(original.as_object_mut().unwrap().remove(property).is_some(), "{property}");
             }
         }
-        let headers = &mut original["headers"]["dict"];
         match name.as_str() {
             "headers" => {
+                let headers = &mut original["headers"]["dict"];
                 // A decimal is a floating point number here.
                 headers["decimal"] = json!({"int": 2});
                 headers["below zero"] = json!({"int": 0});
             }
             // Headers of the broker are not the message's own, nor are notes.
-            "moved" => *headers = json!({"a": {"int": 1}}),
-            "a note that is none" | "a note that is no text" => *headers = json!({"a": {"int": 1}}),
-            // Bytes on the way out, text that is not UTF-8 on the way in: bytes for pika, both.
+            "moved" | "a note that is none" | "a note that is no text" => {
+                original["headers"]["dict"] = json!({"a": {"int": 1}});
+            }
             _ => {}
         }
         assert_eq!(copy, original, "{name}");
@@ -193,10 +193,10 @@ pub(crate) async fn topics_and_exchanges_of_pika_are_the_same(url: String) {
     broker.declare(&Topology::from_iter([Entry::new(topic.clone()), Entry::from(&group)])).await.unwrap();
     let mut pika = python::Declaring::start(&url).await;
     let own = unique("pikas");
-    pika.call(&json!({
-        "queue_declare": {"queue": own, "durable": true},
-        "queue_bind": {"queue": own, "exchange": topic.name(), "routing_key": "any"},
-    }))
+    pika.call(&json!([
+        ["queue_declare", {"queue": own, "durable": true}],
+        ["queue_bind", {"queue": own, "exchange": topic.name(), "routing_key": "any"}],
+    ]))
     .await;
     let sender = producer(&broker, &topic).await;
     send_all(&sender, vec![Message::new("x").subject("eu.north").id("i")]).await;
@@ -204,7 +204,7 @@ pub(crate) async fn topics_and_exchanges_of_pika_are_the_same(url: String) {
     assert_eq!((&seen["exchange"], &seen["routing_key"]), (&json!(topic.name()), &json!("eu.north")));
     assert_eq!(seen.get("headers"), None);
     // And the other way.
-    pika.call(&json!({"basic_publish": {"exchange": topic.name(), "routing_key": "eu.south", "body": "y"}})).await;
+    pika.call(&json!([["basic_publish", {"exchange": topic.name(), "routing_key": "eu.south", "body": "y"}]])).await;
     let receiver = broker.consumer(&group, &queue_core::ConsumerOptions::default()).await.unwrap();
     let subjects: Vec<_> = receive_count(&receiver, 2)
         .await
@@ -212,6 +212,6 @@ pub(crate) async fn topics_and_exchanges_of_pika_are_the_same(url: String) {
         .map(|r| r.message.as_ref().unwrap().get_subject().map(str::to_owned))
         .collect();
     assert_eq!(subjects, [Some("eu.north".to_owned()), Some("eu.south".to_owned())]);
-    pika.call(&json!({"queue_delete": {"queue": own}})).await;
+    pika.call(&json!([["queue_delete", {"queue": own}]])).await;
     broker.delete(&topic).await.unwrap();
 }

@@ -55,7 +55,8 @@ def describe(value):
     if isinstance(value, list):
         return [describe(v) for v in value]
     if isinstance(value, dict):
-        return {"dict": {name: describe(v) for name, v in value.items()}}
+        # A name that is not UTF-8 stays bytes in pika.
+        return {"dict": {n if isinstance(n, str) else n.hex(): describe(v) for n, v in value.items()}}
     raise TypeError(type(value))
 
 
