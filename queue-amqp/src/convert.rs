@@ -41,6 +41,15 @@ const BROKERS: [&str; 16] = [
     "x-stream-offset",
 ];
 
+type Set = fn(BasicProperties, ShortString) -> BasicProperties;
+/// Properties that describe a message and have no field of their own: they arrive among the native headers, and are
+/// sent on with them.
+const DESCRIBING: [(&str, Set); 3] = [
+    ("content-encoding", BasicProperties::with_content_encoding),
+    ("type", BasicProperties::with_type),
+    ("app-id", BasicProperties::with_app_id),
+];
+
 fn is_brokers(name: &str) -> bool {
     BROKERS.binary_search(&name).is_ok()
 }
@@ -131,7 +140,6 @@ pub(crate) fn short(text: &str) -> Result<ShortString> {
 }
 
 fn with_fields(mut properties: BasicProperties, message: &Message, note: &mut Note) -> BasicProperties {
-    type Set = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(Option<&str>, Field, Set); 4] = [
         (message.get_id(), Field::Id, BasicProperties::with_message_id),
         (message.get_content_type(), Field::ContentType, BasicProperties::with_content_type),
@@ -143,6 +151,12 @@ fn with_fields(mut properties: BasicProperties, message: &Message, note: &mut No
             Some(Ok(value)) => properties = set(properties, value),
             Some(Err(_)) => note.field(field, message),
             None => {}
+        }
+    }
+    for (name, set) in DESCRIBING {
+        let value = message.native_headers().get(name).and_then(HeaderValue::as_str);
+        if let Some(Ok(value)) = value.map(ShortString::try_new) {
+            properties = set(properties, value);
         }
     }
     if let Some(priority) = message.get_priority() {
@@ -380,8 +394,9 @@ fn read_fields(mut message: Message, properties: &BasicProperties) -> Message {
 /// Bytes of the text properties, generously.
 fn properties_size(message: &Message) -> usize {
     let texts = [message.get_id(), message.get_content_type(), message.get_correlation_id(), message.get_reply_to()];
+    let native = DESCRIBING.iter().map(|(name, _)| message.native_headers().get(name).and_then(HeaderValue::as_str));
     // One for the length of each; delivery mode, priority, timestamp and the digits of an expiration.
-    texts.into_iter().flatten().map(|t| t.len().min(MAX_SHORT) + 1).sum::<usize>() + 64
+    texts.into_iter().chain(native).flatten().map(|t| t.len().min(MAX_SHORT) + 1).sum::<usize>() + 64
 }
 
 fn table_size<'a>(table: impl IntoIterator<Item = (&'a ShortString, &'a AMQPValue)>) -> usize {

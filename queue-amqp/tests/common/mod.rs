@@ -1,4 +1,6 @@
-//! What the tests against a real broker share.
+//! What the tests against a real broker share; none of them uses all of it.
+
+#![allow(dead_code)]
 
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::OnceCell;
@@ -58,6 +58,12 @@ impl Declaring {
         let mut program = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let (input, output) = (program.stdin.take().unwrap(), program.stdout.take().unwrap());
         Self { _program: program, input, output: BufReader::new(output).lines() }
+    }
+
+    /// Publishes to a queue.
+    pub(crate) async fn publish(&mut self, queue: &str, body: &str, properties: &Value) {
+        let message = json!({"exchange": "", "routing_key": queue, "body": body, "properties": properties});
+        self.call(&json!([["basic_publish", message]])).await;
     }
 
     /// Calls methods of a channel.

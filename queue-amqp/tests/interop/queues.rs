@@ -34,7 +34,7 @@ pub(crate) async fn queues_of_pikas_own_making_are_sent_to_and_received_from(url
         let delivery = soon(receiver.receive()).await.unwrap();
         assert_eq!((delivery.text(), delivery.attempt()), (Some("from here"), 1));
         delivery.ack();
-        pika.call(&json!([["basic_publish", {"exchange": "", "routing_key": name, "body": "from pika"}]])).await;
+        pika.publish(&name, "from pika", &json!({})).await;
         let delivery = soon(receiver.receive()).await.unwrap();
         assert_eq!(delivery.text(), Some("from pika"));
         delivery.ack();

@@ -139,8 +139,8 @@ pub(crate) async fn what_pika_sent_is_the_same_for_pika_when_it_was_sent_on(url:
         }
         let name = original["message_id"].as_str().unwrap().to_owned();
         if name == "text" {
-            // What belongs to one hop, or has no place in a message here, is not sent on.
-            for property in ["content_encoding", "type", "user_id", "app_id", "cluster_id"] {
+            // Only its own user may set one, and the other is none's to set.
+            for property in ["user_id", "cluster_id"] {
                 assert!(original.as_object_mut().unwrap().remove(property).is_some(), "{property}");
             }
         }
@@ -181,6 +181,35 @@ pub(crate) async fn a_dead_letter_is_a_plain_message_for_pika(url: String) {
     assert_eq!(headers["anyqueue-reason"], "not a number");
     assert_eq!(headers["anyqueue-origin"], name);
     assert_eq!(headers["anyqueue-attempts"], json!({"int": 1}));
+    receiver.close(crate::common::PATIENCE).await;
+    client.delete(name.as_str()).await.unwrap();
+    client.delete(dead).await.unwrap();
+}
+
+pub(crate) async fn what_describes_a_body_stays_on_retries_and_dead_letters(url: String) {
+    let client: Client = client(&url).await;
+    let name = unique("described");
+    let dead = Address::queue(&name).unwrap().dead_letter();
+    let mut receiver = client.receiver(name.as_str()).await.unwrap();
+    let mut pika = python::Declaring::start(&url).await;
+    let described = json!({"content_encoding": "gzip", "type": "order", "app_id": "shop", "user_id": "guest"});
+    pika.publish(&name, "x", &described).await;
+    for attempt in 1..=2 {
+        let delivery = soon(receiver.receive()).await.unwrap();
+        assert_eq!(delivery.attempt(), attempt);
+        let native = |name| delivery.native_headers().get(name).and_then(HeaderValue::as_str);
+        let seen = [native("content-encoding"), native("type"), native("app-id")];
+        assert_eq!(seen, [Some("gzip"), Some("order"), Some("shop")]);
+        if attempt == 1 {
+            delivery.retry_after(Duration::from_millis(100))
+        } else {
+            delivery.reject("no")
+        };
+    }
+    let seen = python::received(&url, dead.name(), 1).await.remove(0);
+    assert_eq!((&seen["content_encoding"], &seen["type"]), (&json!("gzip"), &json!("order")));
+    // Whoever sends a copy is another user, perhaps.
+    assert_eq!((&seen["app_id"], seen.get("user_id")), (&json!("shop"), None));
     receiver.close(crate::common::PATIENCE).await;
     client.delete(name.as_str()).await.unwrap();
     client.delete(dead).await.unwrap();
