@@ -14,6 +14,7 @@ use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
     Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
 };
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
 use crate::config::Target;
@@ -21,6 +22,7 @@ use crate::consumer::AmqpConsumer;
 use crate::delay::{Ladder, MAX_DELAY};
 use crate::link::{Link, Task};
 use crate::producer::AmqpProducer;
+use crate::publisher::Publisher;
 use crate::topology::Topologist;
 
 /// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
@@ -49,6 +51,8 @@ pub(crate) struct Shared {
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// What all producers send through, once there was one.
+    publisher: OnceCell<Arc<Publisher>>,
     producers: Mutex<Vec<Weak<AmqpProducer>>>,
     consumers: Mutex<Vec<Weak<AmqpConsumer>>>,
     closed: AtomicBool,
@@ -106,6 +110,7 @@ impl AmqpBroker {
                 ladder_task: Mutex::new(Some(task)),
                 capabilities: Arc::new(capabilities(delay_queues)),
                 groups: Mutex::default(),
+                publisher: OnceCell::new(),
                 producers: Mutex::default(),
                 consumers: Mutex::default(),
                 closed: AtomicBool::new(false),
@@ -170,7 +175,10 @@ impl Broker for AmqpBroker {
             able.delayed_send = false;
             able.max_delay = Duration::ZERO;
         }
-        let producer = AmqpProducer::open(&self.shared, to.clone(), options, capabilities).await?;
+        let Shared { publish, timeout, publisher, ladder, .. } = &*self.shared;
+        let publisher =
+            publisher.get_or_try_init(async || Publisher::open(publish, *timeout, ladder).await.map(Arc::new)).await?;
+        let producer = AmqpProducer::new(publisher.clone(), to.clone(), options, capabilities);
         register(&self.shared.producers, &producer);
         Ok(producer)
     }
@@ -262,6 +270,9 @@ impl Broker for AmqpBroker {
             report.merge(closed);
         }
         drop(self.shared.ladder_task.lock().take());
+        if let Some(publisher) = self.shared.publisher.get() {
+            publisher.close(deadline).await;
+        }
         for link in [&self.shared.publish, &self.shared.consume] {
             if let Err(error) = link.close(deadline).await {
                 report.errors.push(error);

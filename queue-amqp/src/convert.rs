@@ -312,7 +312,8 @@ pub(crate) fn incoming(delivery: Delivery) -> (Result<Message, Box<Undecodable>>
     let Delivery { exchange, routing_key, properties, data, redelivered, .. } = delivery;
     let mut message = Message::new(data);
     // On the default exchange the routing key is the name of the queue, behind a delay it is the way here.
-    if !["", delay::OUT].contains(&exchange.as_str()) && !routing_key.as_str().is_empty() {
+    let is_subject = !exchange.as_str().is_empty() && !exchange.as_str().starts_with(delay::PREFIX);
+    if is_subject && !routing_key.as_str().is_empty() {
         message = message.subject(String::from(routing_key));
     }
     message = read_fields(message, &properties);

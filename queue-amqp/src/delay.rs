@@ -33,8 +33,10 @@ const SIGNIFICANT: u32 = 7;
 /// The longest delay: seven ones and seventeen zeros, about 19 days.
 pub(crate) const MAX_DELAY: Duration = UNIT.saturating_mul(((1 << SIGNIFICANT) - 1) << (LEVELS - SIGNIFICANT));
 
+/// What the names of the ladder's exchanges and queues begin with.
+pub(crate) const PREFIX: &str = "anyqueue-delay-";
 /// Behind the lowest level.
-pub(crate) const OUT: &str = "anyqueue-delay-out";
+const OUT: &str = "anyqueue-delay-out";
 /// Where messages go whose queue is gone: an exchange and a queue.
 const LOST: &str = "anyqueue-delay-lost";
 /// Most destinations that are remembered; beyond, they are bound again when they are needed.
@@ -80,7 +82,7 @@ impl Ticks {
 }
 
 fn level(n: u32) -> String {
-    format!("anyqueue-delay-{n}")
+    format!("{PREFIX}{n}")
 }
 
 /// The name as one word of a routing key, without the signs that mean something there.

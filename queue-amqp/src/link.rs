@@ -37,6 +37,9 @@ impl Drop for Task {
     }
 }
 
+/// Why the broker takes no messages on a connection now; `None` while it does.
+pub(crate) type Blocked = watch::Receiver<Option<Arc<str>>>;
+
 /// A connection to the broker, supervised.
 pub(crate) struct Link {
     shared: Arc<Shared>,
@@ -49,13 +52,20 @@ struct Shared {
     sessions: watch::Sender<Option<Arc<Session>>>,
     events: Events,
     problem: Mutex<Option<(HealthState, String)>>,
+    blocked: watch::Sender<Option<Arc<str>>>,
 }
 
 impl Link {
     /// Connects for the first time, and fails when that fails.
     pub(crate) async fn open(target: Target, role: &'static str, events: Events, deadline: Instant) -> Result<Self> {
-        let shared =
-            Arc::new(Shared { role, target, sessions: watch::Sender::new(None), events, problem: Mutex::new(None) });
+        let shared = Arc::new(Shared {
+            role,
+            target,
+            sessions: watch::Sender::new(None),
+            events,
+            problem: Mutex::new(None),
+            blocked: watch::Sender::new(None),
+        });
         let session = shared.connect(0, deadline).await?;
         let listener = session.connection.events_listener();
         shared.up(&session);
@@ -66,6 +76,11 @@ impl Link {
     /// Present and later sessions; `None` while disconnected.
     pub(crate) fn sessions(&self) -> watch::Receiver<Option<Arc<Session>>> {
         self.shared.sessions.subscribe()
+    }
+
+    /// Why the broker takes no messages, from now on.
+    pub(crate) fn blocked(&self) -> Blocked {
+        self.shared.blocked.subscribe()
     }
 
     /// Opens a channel, on a connection that is awaited until the deadline.
@@ -224,6 +239,7 @@ impl Shared {
             match event {
                 Some(Event::ConnectionBlocked(reason)) if !blocked => {
                     blocked = true;
+                    self.blocked.send_replace(Some(reason.to_string().into()));
                     let problem = format!("{} connection: blocked by the broker: {reason}", self.role);
                     self.set_problem(Some((HealthState::Down, problem.clone())));
                     let error = Error::new(ErrorKind::Throttled, problem).with_context("host", &session.host);
@@ -231,6 +247,7 @@ impl Shared {
                 }
                 Some(Event::ConnectionUnblocked) if blocked => {
                     blocked = false;
+                    self.blocked.send_replace(None);
                     self.set_problem(None);
                     self.events.emit(EventKind::Unblocked, &session.host, None);
                 }
@@ -239,6 +256,7 @@ impl Shared {
                 None => listening = false,
             }
         }
+        self.blocked.send_replace(None);
         match last {
             Some(error) => map(&error, "connection"),
             None => Error::new(ErrorKind::Connection, "the connection was lost"),
