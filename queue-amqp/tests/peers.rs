@@ -48,29 +48,26 @@ use queue_core::{
 };
 use tokio::time::Instant;
 
-use crate::common::{Case, PATIENCE, run, soon, unique, until};
+use crate::common::{Case, PATIENCE, run_on_each, soon, unique, until};
 use crate::proxy::{Back, Proxy};
 
 fn main() {
     macro_rules! cases {
         ($($name:ident),* $(,)?) => { vec![$(Case(stringify!($name), |url| $name(url).boxed_local())),*] };
     }
-    run(
-        common::URL,
-        cases![
-            what_a_queue_refuses_is_named_and_nothing_comes_twice,
-            a_confirmation_that_never_comes_is_an_error_at_the_deadline,
-            a_confirmation_may_take_as_long_as_the_deadline_says,
-            confirmations_are_awaited_side_by_side,
-            answers_are_not_awaited_one_by_one,
-            a_message_without_a_queue_disturbs_nobody_else,
-            a_message_that_was_sent_again_is_the_same_for_its_receiver,
-            a_message_that_died_elsewhere_tells_of_it,
-            a_message_that_waits_for_its_retry_outlives_the_connection,
-            a_rejected_message_stays_while_there_is_no_place_for_dead_letters,
-            a_delayed_message_keeps_what_it_had,
-        ],
-    );
+    run_on_each(cases![
+        what_a_queue_refuses_is_named_and_nothing_comes_twice,
+        a_confirmation_that_never_comes_is_an_error_at_the_deadline,
+        a_confirmation_may_take_as_long_as_the_deadline_says,
+        confirmations_are_awaited_side_by_side,
+        answers_are_not_awaited_one_by_one,
+        a_message_without_a_queue_disturbs_nobody_else,
+        a_message_that_was_sent_again_is_the_same_for_its_receiver,
+        a_message_that_died_elsewhere_tells_of_it,
+        a_message_that_waits_for_its_retry_outlives_the_connection,
+        a_rejected_message_stays_while_there_is_no_place_for_dead_letters,
+        a_delayed_message_keeps_what_it_had,
+    ]);
 }
 
 async fn client(url: &str) -> Client {
@@ -320,7 +317,7 @@ async fn a_delayed_message_keeps_what_it_had(url: String) {
     let client = client(&url).await;
     let name = unique("later");
     let mut receiver = client.receiver(name.as_str()).await.unwrap();
-    let sent = Message::new("x").id("i").key("k").subject("s").header("b", 1).header("a", true).header("b", "again");
+    let sent = Message::new("x").id("i").key("k").header("b", 1).header("a", true).header("b", "again");
     client.sender(name.as_str()).await.unwrap().send(sent.clone().delay(DELAY)).await.unwrap();
     let start = Instant::now();
     let delivery = soon(receiver.receive()).await.unwrap();

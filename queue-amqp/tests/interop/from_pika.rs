@@ -132,8 +132,11 @@ pub(crate) async fn odd_header_names_from_pika_arrive_and_no_note_is_taken_for_o
             .into_iter()
             .collect();
     assert_eq!(headers("names"), expected);
-    // A table has one value per name; the client keeps the last.
-    assert_eq!(headers("repeated"), [("a", 2), ("b", 3)].into_iter().collect());
+    // A table has one value per name: the last of RabbitMQ 3.10, which keeps their order, and the first of 4.3.
+    let repeated = headers("repeated");
+    let names: Vec<_> = repeated.iter().map(|(name, _)| name).collect();
+    assert_eq!(names, ["a", "b"]);
+    assert!([Some(1), Some(3)].contains(&repeated.get("b").and_then(HeaderValue::as_int)), "{repeated:?}");
     for name in ["a note that is none", "a note that is no text"] {
         assert_eq!(headers(name), [("a", 1)].into_iter().collect(), "{name}");
         assert_eq!(messages[name].0.get_key(), None);
