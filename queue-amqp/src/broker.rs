@@ -14,13 +14,17 @@ use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
     Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
 };
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::auth::TokenProvider;
 use crate::capability;
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
-use crate::link::Link;
+use crate::delay::Ladder;
+use crate::link::{Link, Task};
 use crate::producer::AmqpProducer;
+use crate::publisher::Publisher;
 use crate::server::ServerInfo;
 use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native};
 
@@ -34,6 +38,9 @@ pub(crate) struct Shared {
     pub(crate) publish: Link,
     pub(crate) consume: Link,
     pub(crate) timeout: Duration,
+    pub(crate) ladder: Arc<Ladder>,
+    /// Ends the work on the ladder with the broker.
+    ladder_task: Mutex<Option<Task>>,
     pub(crate) server: ServerInfo,
     /// Arguments of every queue that is made, from the URL.
     defaults: Arguments,
@@ -41,6 +48,8 @@ pub(crate) struct Shared {
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// What all producers send through, once there was one.
+    publisher: OnceCell<Arc<Publisher>>,
     producers: Mutex<Vec<Weak<AmqpProducer>>>,
     consumers: Mutex<Vec<Weak<AmqpConsumer>>>,
     closed: AtomicBool,
@@ -53,13 +62,33 @@ impl AmqpBroker {
     /// `InvalidConfig`; `Connection` when no host answers within the endpoint's `connect_timeout`; `Unauthorized` when
     /// the login or the virtual host is refused; `NotFound` when the virtual host does not exist.
     pub async fn connect(endpoint: &Endpoint, events: Events) -> Result<Self> {
-        let target = Target::new(endpoint)?;
+        Self::connect_to(Target::new(endpoint, None)?, events).await
+    }
+
+    /// Connects as [`connect`](Self::connect), and logs in with tokens of OAuth 2, which are renewed before they expire.
+    ///
+    /// The URL has no password then. The server takes the user from the token.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); what the provider fails with.
+    pub async fn connect_with_tokens(
+        endpoint: &Endpoint,
+        events: Events,
+        tokens: Arc<dyn TokenProvider>,
+    ) -> Result<Self> {
+        Self::connect_to(Target::new(endpoint, Some(tokens))?, events).await
+    }
+
+    async fn connect_to(target: Target, events: Events) -> Result<Self> {
         let timeout = target.config.operation_timeout;
         let defaults = target.defaults.clone();
-        let deadline = Instant::now() + endpoint.connect_timeout;
+        let deadline = Instant::now() + target.connect_timeout;
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
+        let delay_queues = target.config.delay_queues;
         let consume = Link::open(target, "consume", events, deadline).await?;
+        let ladder = Ladder::new();
+        let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
         Ok(Self {
             shared: Arc::new(Shared {
                 server: consume.server(),
@@ -68,8 +97,11 @@ impl AmqpBroker {
                 publish,
                 consume,
                 timeout,
-                capabilities: Arc::new(capability::of_broker()),
+                ladder,
+                ladder_task: Mutex::new(Some(task)),
+                capabilities: Arc::new(capability::of_broker(delay_queues)),
                 groups: Mutex::default(),
+                publisher: OnceCell::new(),
                 producers: Mutex::default(),
                 consumers: Mutex::default(),
                 closed: AtomicBool::new(false),
@@ -140,8 +172,12 @@ impl Broker for AmqpBroker {
             topologist.queue_exists(to.name()).await?;
         }
         let facts = self.shared.known.of(to.name());
-        let capabilities = Arc::new(capability::of_producer(&self.shared.server, to, &facts, &asked));
-        let producer = AmqpProducer::open(&self.shared, to.clone(), options, capabilities).await?;
+        let upper = &self.shared.capabilities;
+        let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));
+        let Shared { publish, timeout, publisher, ladder, .. } = &*self.shared;
+        let publisher =
+            publisher.get_or_try_init(async || Publisher::open(publish, *timeout, ladder).await.map(Arc::new)).await?;
+        let producer = AmqpProducer::new(publisher.clone(), to.clone(), options, capabilities);
         register(&self.shared.producers, &producer);
         Ok(producer)
     }
@@ -155,7 +191,7 @@ impl Broker for AmqpBroker {
         }
         let native = native(&from.address, &options.native)?;
         let facts = self.facts(from).await?;
-        let capabilities = Arc::new(capability::of_consumer(&self.shared.server, &facts));
+        let capabilities = Arc::new(capability::of_consumer(&self.shared.capabilities, &self.shared.server, &facts));
         let consumer = AmqpConsumer::open(&self.shared, from, options, native, capabilities).await?;
         self.shared.remember(from);
         register(&self.shared.consumers, &consumer);
@@ -165,7 +201,10 @@ impl Broker for AmqpBroker {
     async fn declare(&self, topology: &Topology) -> Result<()> {
         for entry in topology.entries() {
             self.shared.topologist()?.declare(entry).await?;
-            self.shared.remember(&entry.source());
+            let source = entry.source();
+            self.shared.remember(&source);
+            // It may be new.
+            source.queue_name().iter().for_each(|queue| self.shared.ladder.forget(queue));
         }
         Ok(())
     }
@@ -178,7 +217,9 @@ impl Broker for AmqpBroker {
     }
 
     async fn delete(&self, address: &Address) -> Result<()> {
-        self.shared.topologist()?.delete(address, &self.shared.queues(address)).await?;
+        let queues = self.shared.queues(address);
+        self.shared.topologist()?.delete(address, &queues).await?;
+        queues.iter().for_each(|queue| self.shared.ladder.forget(queue));
         self.shared.groups.lock().remove(address.name());
         Ok(())
     }
@@ -200,8 +241,11 @@ impl Broker for AmqpBroker {
     }
 
     fn health(&self) -> Health {
-        let problems = [self.shared.publish.problem(), self.shared.consume.problem()];
-        problems.into_iter().flatten().fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
+        let links = [&self.shared.publish, &self.shared.consume];
+        links
+            .into_iter()
+            .flat_map(Link::problems)
+            .fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
     }
 
     async fn ping(&self) -> Result<()> {
@@ -226,6 +270,10 @@ impl Broker for AmqpBroker {
         }
         for closed in join_all(producers.iter().map(|p| p.close(deadline))).await {
             report.merge(closed);
+        }
+        drop(self.shared.ladder_task.lock().take());
+        if let Some(publisher) = self.shared.publisher.get() {
+            publisher.close(deadline).await;
         }
         for link in [&self.shared.publish, &self.shared.consume] {
             if let Err(error) = link.close(deadline).await {

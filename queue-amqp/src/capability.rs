@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use queue_core::{Address, Capabilities, DeliveryCount, Ordering, RetryVia};
 
+use crate::delay::MAX_DELAY;
 use crate::server::ServerInfo;
 use crate::topology::{Arguments, Facts, QueueType, has_priorities};
 
@@ -13,11 +14,12 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 const MAX_HEADERS: usize = 1000;
 /// The server takes no longer one.
 const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
-/// Below the 30 minutes after which the server takes an unanswered message away.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(20 * 60);
+/// Of a retry that its receiver holds back: below the 30 minutes after which the server takes an unanswered message
+/// away.
+const MAX_HELD_BACK: Duration = Duration::from_secs(20 * 60);
 
 /// What an address can do at most, be it a quorum queue, a classic queue with priorities or a stream.
-pub(crate) fn of_broker() -> Capabilities {
+pub(crate) fn of_broker(delay_queues: bool) -> Capabilities {
     let mut c = Capabilities::default();
     c.max_message_bytes = MAX_MESSAGE_BYTES;
     c.max_headers = MAX_HEADERS;
@@ -28,7 +30,12 @@ pub(crate) fn of_broker() -> Capabilities {
     c.anonymous_subscribers = true;
     c.delayed_retry = true;
     c.retry_via = RetryVia::Copy;
-    c.max_retry_delay = MAX_RETRY_DELAY;
+    c.max_retry_delay = MAX_HELD_BACK;
+    if delay_queues {
+        c.delayed_send = true;
+        c.max_delay = MAX_DELAY;
+        c.max_retry_delay = MAX_DELAY;
+    }
     c.priority = true;
     c.dead_letter = true;
     c.tombstones = true;
@@ -48,9 +55,20 @@ fn priority(server: &ServerInfo, facts: &Facts) -> bool {
 }
 
 /// What a producer can do. `asked` are the arguments that its handle gives its queue.
-pub(crate) fn of_producer(server: &ServerInfo, to: &Address, facts: &Facts, asked: &Arguments) -> Capabilities {
-    let mut c = of_broker();
+pub(crate) fn of_producer(
+    upper: &Capabilities,
+    server: &ServerInfo,
+    to: &Address,
+    facts: &Facts,
+    asked: &Arguments,
+) -> Capabilities {
+    let mut c = upper.clone();
     c.replay = false;
+    if to.is_topic() {
+        // The way through the delay queues ends at a queue.
+        c.delayed_send = false;
+        c.max_delay = Duration::ZERO;
+    }
     // What a topic's groups do with a priority is not known here.
     c.priority = !to.is_topic() && (priority(server, facts) || has_priorities(asked));
     if facts.kind == Some(QueueType::Stream) {
@@ -62,8 +80,8 @@ pub(crate) fn of_producer(server: &ServerInfo, to: &Address, facts: &Facts, aske
 }
 
 /// What a consumer can do.
-pub(crate) fn of_consumer(server: &ServerInfo, facts: &Facts) -> Capabilities {
-    let mut c = of_broker();
+pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Facts) -> Capabilities {
+    let mut c = upper.clone();
     c.priority = priority(server, facts);
     c.replay = false;
     match facts.kind {

@@ -233,7 +233,7 @@ impl Consumer for AmqpConsumer {
                     }
                     let (message, attempt) = incoming(delivery);
                     into.push(Received {
-                        message: Ok(message),
+                        message,
                         token: AckToken(state.epoch, tag),
                         attempt,
                         lease: None,

@@ -18,10 +18,11 @@ use futures::Stream;
 use futures::io::{AsyncRead, AsyncWrite};
 use lapin::protocol::connection::AMQPMethod;
 use lapin::protocol::{AMQPClass, parse_class};
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::AsyncTcpStream;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
+use parking_lot::Mutex;
 
 /// The first frame is about 500 bytes; a longer one is not waited for.
 const LONGEST: usize = 64 << 10;
@@ -69,27 +70,22 @@ fn version(text: &str) -> (u16, u16, u16) {
     (next(), next(), next())
 }
 
-/// Opens a connection, and tells what the server said about itself.
+/// Opens a connection over a stream, and tells what the server said about itself.
 pub(crate) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
-    tls: OwnedTLSConfig,
+    stream: Transport,
 ) -> lapin::Result<(Connection, ServerInfo)> {
     let told = Arc::new(OnceLock::new());
-    let kit = Tokio::current();
-    let plain = Runtime::new(kit.clone());
-    let dial = {
-        let told = told.clone();
-        async move |uri: AMQPUri, _: Runtime<Kit>| {
-            let inner = uri.connect_with_config_async(tls.as_ref(), &plain).await?;
-            Ok(AsyncTcpStream::Plain(Overhearing { inner, heard: Some(Vec::new()), told: told.clone() }))
-        }
-    };
-    let connection = Connection::connector(uri, Runtime::new(Kit(kit)), dial, properties).await?;
+    let stream = Overhearing { inner: stream, heard: Some(Vec::new()), told: told.clone() };
+    let ready = Mutex::new(Some(AsyncTcpStream::Plain(stream)));
+    let dial = async move |_, _| ready.lock().take().ok_or_else(|| io::Error::other("one stream, one attempt").into());
+    let connection = Connection::connector(uri, Runtime::new(Kit(Tokio::current())), dial, properties).await?;
     Ok((connection, told.get().cloned().unwrap_or_default()))
 }
 
-type Transport = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
+/// What a connection is made over, with TLS or without.
+pub(crate) type Transport = AsyncTcpStream<<Tokio as Reactor>::TcpStream>;
 
 /// Tokio, with another kind of stream.
 #[derive(Debug, Clone)]

@@ -174,7 +174,7 @@ impl SenderBuilder {
         };
         let opened = inner.broker.producer(&to, &options).await;
         let producer = opened.map_err(|e| e.with_context("address", &to))?;
-        let outbox = Outbox::start(to, producer, config, false);
+        let outbox = Outbox::start(to, producer, config, false, inner.events.clone());
         inner.track_sender(&outbox);
         Ok(Sender { shared: Arc::new(Shared { outbox, _client: inner.clone() }) })
     }

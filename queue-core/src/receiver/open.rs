@@ -280,7 +280,7 @@ impl ReceiverBuilder {
                 let options = ProducerOptions { events: inner.events.clone(), ..Default::default() };
                 inner.broker.producer(&to, &options).await?
             };
-            Ok(Owned(Outbox::start(to, producer, config, true)))
+            Ok(Owned(Outbox::start(to, producer, config, true, inner.events.clone())))
         };
         let dead_letters = match dead_letter {
             Some(address) => Some(copier(address).await?),
