@@ -13,6 +13,8 @@ mod error;
 mod flight;
 mod ledger;
 mod link;
+#[cfg(feature = "management")]
+mod management;
 mod producer;
 mod publisher;
 mod server;

@@ -31,6 +31,10 @@ impl Harness for RabbitMq {
         self.variable
     }
 
+    fn replayable(&self) -> &[(&str, &str)] {
+        &[("x-queue-type", "stream")]
+    }
+
     // Each client is two connections, with a thread and 8 MiB each.
     fn threads(&self) -> usize {
         4
