@@ -11,8 +11,9 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
-    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, ErrorKind,
+    Events, Health, Message, Ordering, Producer, ProducerOptions, Requests, Result, RetryVia, Source, Start, Stats,
+    Topology,
 };
 use tokio::time::Instant;
 
@@ -21,6 +22,7 @@ use crate::config::Target;
 use crate::consumer::AmqpConsumer;
 use crate::link::Link;
 use crate::producer::AmqpProducer;
+use crate::requests::Requester;
 use crate::topology::Topologist;
 
 /// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
@@ -42,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) publish: Link,
     pub(crate) consume: Link,
     pub(crate) timeout: Duration,
+    requester: Requester,
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
@@ -66,6 +69,7 @@ fn capabilities() -> Capabilities {
     c.tombstones = true;
     c.typed_headers = true;
     c.delivery_count = DeliveryCount::Losses;
+    c.requests = true;
     c.durable = true;
     c.purge = true;
     c.stats = true;
@@ -102,8 +106,10 @@ impl AmqpBroker {
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
         let consume = Link::open(target, "consume", events, deadline).await?;
+        let requester = Requester::new(publish.sessions(), timeout);
         Ok(Self {
             shared: Arc::new(Shared {
+                requester,
                 publish,
                 consume,
                 timeout,
@@ -244,11 +250,16 @@ impl Broker for AmqpBroker {
         self
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(self)
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         if self.shared.closed.swap(true, Atomic::AcqRel) {
             return report;
         }
+        self.shared.requester.close();
         let (consumers, producers) = (open(&self.shared.consumers), open(&self.shared.producers));
         // Answers first: a retry or a dead letter may still be on its way out.
         for closed in join_all(consumers.iter().map(|c| c.close(deadline))).await {
@@ -263,6 +274,19 @@ impl Broker for AmqpBroker {
             }
         }
         report
+    }
+}
+
+#[async_trait]
+impl Requests for AmqpBroker {
+    async fn request(&self, to: &Address, message: Message, deadline: Instant) -> Result<Message> {
+        self.shared.check_open()?;
+        let limit = self.shared.capabilities.max_message_bytes;
+        if message.size() > limit {
+            let error = Error::new(ErrorKind::TooLarge, "the message is over the limit").with_operation("request");
+            return Err(error.with_context("limit", limit).with_context("actual", message.size()));
+        }
+        self.shared.requester.request(to, message, deadline).await
     }
 }
 
@@ -282,6 +306,7 @@ impl fmt::Debug for AmqpBroker {
         f.debug_struct("AmqpBroker")
             .field("publish", &self.shared.publish)
             .field("consume", &self.shared.consume)
+            .field("requests", &self.shared.requester)
             .finish_non_exhaustive()
     }
 }

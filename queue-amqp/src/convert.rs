@@ -15,6 +15,8 @@ use crate::config::MAX_SHORT;
 
 /// Written to disk, as far as the queue does that.
 const PERSISTENT: u8 = 2;
+/// Where replies go that need no queue: the server makes an address of the requester's own from it.
+pub(crate) const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 /// Bytes of a header frame that are not properties: frame, class, weight, body size, flags.
 const HEADER_FRAME: usize = 8 + 14;
 /// Headers that are the broker's own: set by it, or read by it. They arrive among the native headers; sent by an
@@ -48,7 +50,7 @@ pub(crate) struct Outgoing {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
-    /// Whether it is addressed to a queue.
+    /// Whether it is addressed to a queue. A direct reply is not: the server would return every one.
     pub(crate) to_queue: bool,
 }
 
@@ -95,7 +97,8 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
         properties = properties.with_headers(table.into());
     }
     let exchange = if address.is_topic() { short(address.name())? } else { ShortString::default() };
-    Ok(Outgoing { exchange, routing_key, properties, to_queue: !address.is_topic() })
+    let to_queue = !address.is_topic() && !address.name().starts_with(DIRECT_REPLY);
+    Ok(Outgoing { exchange, routing_key, properties, to_queue })
 }
 
 pub(crate) fn short(text: &str) -> Result<ShortString> {

@@ -10,6 +10,7 @@ mod error;
 mod ledger;
 mod link;
 mod producer;
+mod requests;
 mod subscription;
 mod tls;
 mod topology;

@@ -25,6 +25,11 @@ CONF
   echo '[].' >"$dir/advanced.config"
   echo '[].' >"$dir/enabled_plugins"
   : >"$dir/env.conf"
+  # What a test of its own wants beyond that: more lines, other files.
+  if [[ -n ${ANYQUEUE_RABBITMQ_EXTRA:-} ]]; then
+    cat "$ANYQUEUE_RABBITMQ_EXTRA/rabbitmq.conf" >>"$dir/rabbitmq.conf"
+    cp "$ANYQUEUE_RABBITMQ_EXTRA/enabled_plugins" "$ANYQUEUE_RABBITMQ_EXTRA/advanced.config" "$dir/"
+  fi
   (
     umask 077
     head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$dir/home/.erlang.cookie"

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Conclusion, Trial};
 use queue_amqp::DRIVER;
 use queue_core::{
     Address, Broker, Completion, Consumer, ConsumerOptions, Endpoint, Entry, Error, Events, Message, Producer,
@@ -24,6 +24,11 @@ pub(crate) struct Case(pub(crate) &'static str, pub(crate) fn(String) -> futures
 
 /// Runs the cases, or reports them as ignored when there is no broker.
 pub(crate) fn run(variable: &str, cases: Vec<Case>) {
+    conclude(variable, cases).exit();
+}
+
+/// The same, with something left to do before the exit.
+pub(crate) fn conclude(variable: &str, cases: Vec<Case>) -> Conclusion {
     let mut arguments = Arguments::from_args();
     // The broker and the machine are shared.
     arguments.test_threads.get_or_insert(2);
@@ -41,7 +46,7 @@ pub(crate) fn run(variable: &str, cases: Vec<Case>) {
         })
         .with_ignored_flag(ignored)
     });
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    libtest_mimic::run(&arguments, trials.collect())
 }
 
 /// A name that nobody used.
