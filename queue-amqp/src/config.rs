@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::auth::{Auth, Login, TokenProvider};
 use crate::tls::Tls;
+use crate::topology::{Arguments, Native};
 
 /// The scheme of AMQP over TLS.
 pub(crate) const TLS_SCHEME: &str = "amqps";
@@ -45,6 +46,10 @@ pub struct AmqpConfig {
     pub max_backoff: Duration,
     /// What the server's tools show as the name of the connections. Default: `anyqueue`.
     pub connection_name: String,
+    /// Whether messages are delayed by queues that the library declares for it (`anyqueue-delay-…`). Without, no
+    /// message can be sent with a delay, and a retry is held back by its receiver for 20 minutes at most.
+    /// Default: true.
+    pub delay_queues: bool,
 
     /// How to log in: `plain` with user and password, `external` with the client certificate, `oauth2` with a token.
     /// Default: `plain`.
@@ -75,6 +80,7 @@ impl Default for AmqpConfig {
             operation_timeout: Duration::from_secs(10),
             max_backoff: Duration::from_secs(3),
             connection_name: "anyqueue".to_owned(),
+            delay_queues: true,
 
             auth: Auth::Plain,
             password_file: None,
@@ -98,6 +104,8 @@ pub(crate) struct Target {
     /// In seconds.
     pub(crate) heartbeat: u16,
     pub(crate) connect_timeout: Duration,
+    /// Arguments of every queue that is made: options of the URL that start with `amqp.`.
+    pub(crate) defaults: Arguments,
     pub(crate) config: AmqpConfig,
 }
 
@@ -105,11 +113,7 @@ impl Target {
     pub(crate) fn new(endpoint: &Endpoint, tokens: Option<Arc<dyn TokenProvider>>) -> Result<Self> {
         let refuse = |why: &'static str| Err(refused(why));
         let config: AmqpConfig = endpoint.options()?;
-        if let Some(option) = endpoint.native.keys().next() {
-            return Err(Error::new(ErrorKind::InvalidConfig, format!("unknown option `amqp.{option}`"))
-                .with_operation("configure")
-                .with_context("option", option));
-        }
+        let defaults = Native::of_queue(&endpoint.native)?.queue;
         let Ok(heartbeat @ 1..) = u16::try_from(config.heartbeat.as_secs()) else {
             return refuse("heartbeat is between 1 s and 65535 s");
         };
@@ -135,6 +139,7 @@ impl Target {
             vhost,
             heartbeat,
             connect_timeout: endpoint.connect_timeout,
+            defaults,
             config,
         })
     }

@@ -12,6 +12,7 @@ use queue_core::wire::{self, Field, Note};
 use queue_core::{Address, Error, ErrorKind, HeaderValue, Headers, Message, Result, Text};
 
 use crate::config::MAX_SHORT;
+use crate::delay::{self, Ticks};
 
 /// Written to disk, as far as the queue does that.
 const PERSISTENT: u8 = 2;
@@ -52,6 +53,8 @@ pub(crate) struct Outgoing {
     pub(crate) properties: BasicProperties,
     /// Whether it is addressed to a queue. A direct reply is not: the server would return every one.
     pub(crate) to_queue: bool,
+    /// Its delay: it goes to a queue by way of the ladder.
+    pub(crate) delay: Option<Ticks>,
 }
 
 /// Makes what travels of a message to `address`, unless it names another.
@@ -59,10 +62,9 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
     let address = message.destination().unwrap_or(address);
     let mut note = Note::default();
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let mut delay = None;
     if !message.is_plain() {
-        if message.get_delay().is_some_and(|d| !d.is_zero()) {
-            return Err(Error::unsupported("RabbitMQ has no delayed messages of its own"));
-        }
+        delay = ticks(address, message)?;
         properties = with_fields(properties, message, &mut note);
     }
     let routing_key = match (address.is_topic(), message.get_subject()) {
@@ -96,9 +98,25 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
         }
         properties = properties.with_headers(table.into());
     }
-    let exchange = if address.is_topic() { short(address.name())? } else { ShortString::default() };
+    let (exchange, routing_key) = match delay {
+        Some(delay) => (short(&delay.exchange())?, short(&delay.routing_key(address.name())?)?),
+        None if address.is_topic() => (short(address.name())?, routing_key),
+        None => (ShortString::default(), routing_key),
+    };
     let to_queue = !address.is_topic() && !address.name().starts_with(DIRECT_REPLY);
-    Ok(Outgoing { exchange, routing_key, properties, to_queue })
+    Ok(Outgoing { exchange, routing_key, properties, to_queue, delay })
+}
+
+fn ticks(address: &Address, message: &Message) -> Result<Option<Ticks>> {
+    let Some(delay) = message.get_delay().filter(|d| !d.is_zero()) else { return Ok(None) };
+    if address.is_topic() {
+        return Err(Error::unsupported("a message to a topic cannot be delayed"));
+    }
+    if message.get_ttl().is_some() {
+        // The queues on the way would take it for theirs.
+        return Err(Error::unsupported("a delayed message cannot have a time to live as well"));
+    }
+    Ok(Ticks::of(delay))
 }
 
 pub(crate) fn short(text: &str) -> Result<ShortString> {
@@ -256,8 +274,9 @@ fn time(seconds: u64) -> Option<SystemTime> {
 pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
     let Delivery { exchange, routing_key, properties, data, .. } = delivery;
     let mut message = Message::new(data);
-    // On the default exchange the routing key is the name of the queue.
-    if !exchange.as_str().is_empty() && !routing_key.as_str().is_empty() {
+    // On the default exchange the routing key is the name of the queue, behind a delay it is the way here.
+    let is_subject = !exchange.as_str().is_empty() && !exchange.as_str().starts_with(delay::PREFIX);
+    if is_subject && !routing_key.as_str().is_empty() {
         message = message.subject(String::from(routing_key));
     }
     message = read_fields(message, &properties);

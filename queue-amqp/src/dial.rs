@@ -1,13 +1,11 @@
 //! One attempt to connect: name, TCP, TLS, handshake.
 
-use std::io;
 use std::net::Shutdown;
 use std::time::Duration;
 
 use lapin::tcp::AsyncTcpStream;
 use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo, SASLMechanism};
 use lapin::{Connection, ConnectionProperties};
-use parking_lot::Mutex;
 use queue_core::{Error, ErrorKind, Result};
 use socket2::{SockRef, Socket};
 use tokio::net::lookup_host;
@@ -17,6 +15,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::auth::Credentials;
 use crate::config::Target;
 use crate::error::{map, map_io};
+use crate::server::{self, ServerInfo};
 
 /// How long a connection that nobody holds any more may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -60,6 +59,13 @@ impl Drop for Attempt {
     }
 }
 
+/// A connection that was made.
+pub(crate) struct Dialed {
+    pub(crate) connection: Connection,
+    pub(crate) server: ServerInfo,
+    pub(crate) line: Line,
+}
+
 /// The time by which the first of so many attempts has to be over, so that the others have theirs.
 pub(crate) fn share(deadline: Instant, attempts: usize) -> Instant {
     let now = Instant::now();
@@ -73,7 +79,7 @@ pub(crate) async fn dial(
     credentials: &Credentials,
     properties: ConnectionProperties,
     deadline: Instant,
-) -> Result<(Connection, Line)> {
+) -> Result<Dialed> {
     let in_time = || Error::new(ErrorKind::Connection, "the host did not answer in time").with_operation("connect");
     let lookup = timeout_at(deadline, lookup_host((name, port))).await.map_err(|_| in_time())?;
     let addresses: Vec<_> = lookup.map_err(|e| map_io(&e, "connect"))?.collect();
@@ -104,16 +110,11 @@ pub(crate) async fn dial(
         let handshake = timeout_at(deadline, stream.into_rustls(&connector, tls.name_of(name))).await;
         stream = handshake.map_err(|_| in_time())?.map_err(|e| map_io(&e, "connect"))?;
     }
-    let ready = Mutex::new(Some(stream));
-    let connect = Connection::connector(
-        uri(target, (name, port), credentials),
-        runtime,
-        async move |_, _| ready.lock().take().ok_or_else(|| io::Error::other("one stream, one attempt").into()),
-        properties,
-    );
-    let connection = timeout_at(deadline, connect).await.map_err(|_| in_time())?.map_err(|e| refused(target, &e))?;
+    let connect = server::connect(uri(target, (name, port), credentials), properties, stream);
+    let connected = timeout_at(deadline, connect).await.map_err(|_| in_time())?;
+    let (connection, server) = connected.map_err(|e| refused(target, &e))?;
     match attempt.0.take() {
-        Some(line) => Ok((connection, line)),
+        Some(line) => Ok(Dialed { connection, server, line }),
         None => Err(Error::new(ErrorKind::Internal, "a connection without a socket")),
     }
 }

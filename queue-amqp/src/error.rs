@@ -79,6 +79,9 @@ fn kind_of_refusal(kind: &AMQPErrorKind, text: &str) -> ErrorKind {
             }
             AMQPSoftError::NOTFOUND => ErrorKind::NotFound,
             AMQPSoftError::PRECONDITIONFAILED if text.contains("message size") => ErrorKind::TooLarge,
+            // An argument that this type of queue does not take, or that nothing takes.
+            AMQPSoftError::PRECONDITIONFAILED if text.contains("of queue type") => ErrorKind::Unsupported,
+            AMQPSoftError::PRECONDITIONFAILED if text.contains("invalid arg") => ErrorKind::InvalidInput,
             AMQPSoftError::RESOURCELOCKED | AMQPSoftError::PRECONDITIONFAILED => ErrorKind::Conflict,
             AMQPSoftError::CONTENTTOOLARGE => ErrorKind::TooLarge,
             AMQPSoftError::NOROUTE | AMQPSoftError::NOCONSUMERS => ErrorKind::Unroutable,
@@ -90,6 +93,8 @@ fn kind_of_refusal(kind: &AMQPErrorKind, text: &str) -> ErrorKind {
             AMQPHardError::NOTALLOWED if text.contains("not found") => ErrorKind::NotFound,
             AMQPHardError::NOTALLOWED => ErrorKind::Unauthorized,
             AMQPHardError::NOTIMPLEMENTED => ErrorKind::Unsupported,
+            // Its plugin is not enabled.
+            AMQPHardError::COMMANDINVALID if text.contains("exchange type") => ErrorKind::Unsupported,
             AMQPHardError::CONNECTIONFORCED | AMQPHardError::INTERNALERROR | AMQPHardError::RESOURCEERROR => {
                 ErrorKind::Connection
             }

@@ -2,15 +2,22 @@
 
 mod auth;
 mod broker;
+mod capability;
 mod config;
 mod consumer;
 mod convert;
+mod decide;
+mod delay;
 mod dial;
 mod error;
+mod flight;
 mod ledger;
 mod link;
 mod producer;
+mod publisher;
 mod requests;
+mod server;
+mod stream;
 mod subscription;
 mod tls;
 mod topology;

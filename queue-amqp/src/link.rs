@@ -15,8 +15,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::auth::Credentials;
 use crate::config::Target;
-use crate::dial::{Line, dial, share};
+use crate::dial::{Dialed, Line, dial, share};
 use crate::error::{map, not_connected, within};
+use crate::server::ServerInfo;
 
 /// First wait before a reconnect; doubled up to the configured maximum.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -28,6 +29,8 @@ const RENEW_AGAIN: Duration = Duration::from_secs(1);
 /// A connection from its handshake to its loss.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
+    /// What the server says about itself.
+    pub(crate) server: ServerInfo,
     /// The host, without login.
     host: String,
     line: Line,
@@ -44,6 +47,9 @@ impl Drop for Task {
     }
 }
 
+/// Why the broker takes no messages on a connection now; `None` while it does.
+pub(crate) type Blocked = watch::Receiver<Option<Arc<str>>>;
+
 /// A connection to the broker, supervised.
 pub(crate) struct Link {
     shared: Arc<Shared>,
@@ -55,6 +61,7 @@ struct Shared {
     target: Target,
     sessions: watch::Sender<Option<Arc<Session>>>,
     events: Events,
+    blocked: watch::Sender<Option<Arc<str>>>,
     problem: Mutex<Option<Problem>>,
     /// That a token could not be renewed, while the connection still lasts.
     stale: Mutex<Option<Problem>>,
@@ -71,6 +78,7 @@ impl Link {
             sessions: watch::Sender::new(None),
             events,
             problem: Mutex::new(None),
+            blocked: watch::Sender::new(None),
             stale: Mutex::new(None),
         });
         let session = shared.connect(0, deadline).await?;
@@ -83,6 +91,21 @@ impl Link {
     /// Present and later sessions; `None` while disconnected.
     pub(crate) fn sessions(&self) -> watch::Receiver<Option<Arc<Session>>> {
         self.shared.sessions.subscribe()
+    }
+
+    /// Why the broker takes no messages, from now on.
+    pub(crate) fn blocked(&self) -> Blocked {
+        self.shared.blocked.subscribe()
+    }
+
+    /// A further connection, which is closed when it is dropped, for what may cost the connection.
+    pub(crate) async fn another(&self, deadline: Instant) -> Result<Arc<Session>> {
+        self.shared.connect(0, deadline).await
+    }
+
+    /// What the server says about itself; nothing while disconnected.
+    pub(crate) fn server(&self) -> ServerInfo {
+        self.shared.sessions.borrow().as_ref().map(|session| session.server.clone()).unwrap_or_default()
     }
 
     /// Opens a channel, on a connection that is awaited until the deadline.
@@ -151,7 +174,9 @@ impl Shared {
             // A host that swallows packets leaves time for the others.
             let until = share(deadline, hosts.len() - tried);
             match dial(&self.target, (name, *port), &credentials, self.properties(), until).await {
-                Ok((connection, line)) => return Ok(Arc::new(Session { connection, host, line, credentials })),
+                Ok(Dialed { connection, server, line }) => {
+                    return Ok(Arc::new(Session { connection, server, host, line, credentials }));
+                }
                 Err(error) => failure = error.with_context("host", &host),
             }
             // The server was reached and said no: the others will say the same.
@@ -277,6 +302,7 @@ impl Shared {
             match event {
                 Some(Event::ConnectionBlocked(reason)) if !blocked => {
                     blocked = true;
+                    self.blocked.send_replace(Some(reason.to_string().into()));
                     let problem = format!("{} connection: blocked by the broker: {reason}", self.role);
                     self.set_problem(Some((HealthState::Down, problem.clone())));
                     let error = Error::new(ErrorKind::Throttled, problem).with_context("host", &session.host);
@@ -284,6 +310,7 @@ impl Shared {
                 }
                 Some(Event::ConnectionUnblocked) if blocked => {
                     blocked = false;
+                    self.blocked.send_replace(None);
                     self.set_problem(None);
                     self.events.emit(EventKind::Unblocked, &session.host, None);
                 }
@@ -292,6 +319,7 @@ impl Shared {
                 None => listening = false,
             }
         }
+        self.blocked.send_replace(None);
         // The reason may come with the loss.
         while let Some(Some(event)) = listener.next().now_or_never() {
             if let Event::Error(error) = event {

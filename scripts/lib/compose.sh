@@ -9,6 +9,7 @@ compose() {
 compose_up() {
   local name end
   for name in "$@"; do
+    [[ -z $(cluster_of "$name") ]] || die "a cluster needs ANYQUEUE_BROKERS_MODE=native"
     if [[ $(compose_state "$name") == frozen ]]; then compose unpause "$name" >&2; fi
   done
   compose up --detach "$@" >&2
@@ -30,7 +31,7 @@ compose_answers() {
   container=$(compose ps --quiet "$name") && [[ $container ]] || return 1
   started=$(docker inspect --format '{{.State.StartedAt}}' "$container") || return 1
   docker logs --since "$started" "$container" 2>&1 | grep -F "$(ready_line_of "$name")" >/dev/null &&
-    "${name}_speaks" "$(port_of "$name")"
+    "$(kind_of "$name")_speaks" "$(port_of "$name")"
 }
 
 compose_state() {
@@ -59,7 +60,7 @@ compose_tool() {
   local name=$1
   shift
   case $name in
-    rabbitmq) compose exec -T rabbitmq rabbitmqctl "$@" ;;
+    rabbitmq*) compose exec -T "$name" rabbitmqctl "$@" ;;
     kafka) compose exec -T kafka /opt/kafka/bin/kafka-run-class.sh "$@" ;;
     sqs) sqs_tool ;;
   esac

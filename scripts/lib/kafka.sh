@@ -59,4 +59,7 @@ kafka_launch() {
     -cp "$kafka_jars/*" kafka.Kafka "$dir/server.properties"
 }
 
-kafka_tool() { kafka_java "$@"; }
+kafka_tool() {
+  shift
+  kafka_java "$@"
+}

@@ -11,7 +11,19 @@ native_up() {
     jobs+=("$!")
   done
   for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+  ((failed)) || native_together "$@"
   return "$failed"
+}
+
+# Nodes that were asked for together have to see each other.
+native_together() {
+  local first
+  for first in rabbitmq-1 rabbitmq4-1; do
+    if [[ " $* " == *" $first "*" ${first%1}2 "*" ${first%1}3 "* ]]; then
+      rabbitmq_tool "$first" --timeout "$deadline" --quiet await_online_nodes 3 >&2 ||
+        die "the nodes of ${first%-1} are up, and no cluster"
+    fi
+  done
 }
 
 native_ensure() {
@@ -19,16 +31,16 @@ native_ensure() {
   if pid=$(pid_of "$name"); then
     if is_frozen "$pid"; then signal "$name" CONT; fi
   else
-    "${name}_prepare"
+    "$(kind_of "$name")_prepare" "$name"
     free_port "$(port_of "$name")"
-    "${name}_launch"
+    "$(kind_of "$name")_launch" "$name"
   fi
   native_wait "$name"
 }
 
 native_answers() {
   local name=$1
-  grep -qsF "$(ready_line_of "$name")" "$(log_of "$name")" && "${name}_speaks" "$(port_of "$name")"
+  grep -qsF "$(ready_line_of "$name")" "$(log_of "$name")" && "$(kind_of "$name")_speaks" "$(port_of "$name")"
 }
 
 native_wait() {
@@ -90,14 +102,13 @@ native_down() {
 native_remove() {
   local name=$1
   slay "$name"
-  if [[ $name == rabbitmq ]]; then slay epmd; fi
   rm -f "$(pid_file "$name")"
-  if [[ $name == rabbitmq ]]; then rm -f "$(pid_file epmd)"; fi
   rm -rf "$(dir_of "$name")"
+  if [[ $(kind_of "$name") == rabbitmq ]]; then with_lock epmd rabbitmq_forget_shared; fi
 }
 
 native_tool() {
   local name=$1
   shift
-  "${name}_tool" "$@"
+  "$(kind_of "$name")_tool" "$name" "$@"
 }

@@ -43,7 +43,7 @@ sqs_speaks() {
 # The line with which each log says that the start is complete.
 ready_line_of() {
   case $1 in
-    rabbitmq) echo 'Server startup complete' ;;
+    rabbitmq*) echo 'Server startup complete' ;;
     kafka) echo 'Kafka Server started' ;;
     sqs) echo 'started in' ;;
   esac

@@ -2,15 +2,15 @@
 # What the environment can override, and what follows from it.
 
 ANYQUEUE_RABBITMQ_PORT=${ANYQUEUE_RABBITMQ_PORT:-5672}
-ANYQUEUE_RABBITMQ_DIST_PORT=${ANYQUEUE_RABBITMQ_DIST_PORT:-$((ANYQUEUE_RABBITMQ_PORT + 20000))}
-ANYQUEUE_EPMD_PORT=${ANYQUEUE_EPMD_PORT:-$((ANYQUEUE_RABBITMQ_DIST_PORT + 1))}
+ANYQUEUE_RABBITMQ4_PORT=${ANYQUEUE_RABBITMQ4_PORT:-$((ANYQUEUE_RABBITMQ_PORT + 2))}
+ANYQUEUE_EPMD_PORT=${ANYQUEUE_EPMD_PORT:-$((ANYQUEUE_RABBITMQ_PORT + 20001))}
 ANYQUEUE_KAFKA_PORT=${ANYQUEUE_KAFKA_PORT:-9092}
 ANYQUEUE_KAFKA_CONTROLLER_PORT=${ANYQUEUE_KAFKA_CONTROLLER_PORT:-$((ANYQUEUE_KAFKA_PORT + 1))}
 ANYQUEUE_SQS_PORT=${ANYQUEUE_SQS_PORT:-9324}
 ANYQUEUE_KAFKA_VERSION=${ANYQUEUE_KAFKA_VERSION:-4.2.0}
 ANYQUEUE_ELASTICMQ_VERSION=${ANYQUEUE_ELASTICMQ_VERSION:-1.6.12}
 # compose.yaml reads the same names.
-export ANYQUEUE_RABBITMQ_PORT ANYQUEUE_KAFKA_PORT ANYQUEUE_KAFKA_CONTROLLER_PORT ANYQUEUE_SQS_PORT
+export ANYQUEUE_RABBITMQ_PORT ANYQUEUE_RABBITMQ4_PORT ANYQUEUE_KAFKA_PORT ANYQUEUE_KAFKA_CONTROLLER_PORT ANYQUEUE_SQS_PORT
 export ANYQUEUE_KAFKA_VERSION ANYQUEUE_ELASTICMQ_VERSION
 
 say() { echo "brokers: $*" >&2; }
@@ -33,18 +33,38 @@ set_id=${set_id%% *}
 dir_of() { echo "$run_dir/$1"; }
 log_of() { echo "$run_dir/$1/broker.log"; }
 
+usual_names=(rabbitmq kafka sqs)
+all_names=(rabbitmq rabbitmq4 rabbitmq-{1,2,3} rabbitmq4-{1,2,3} kafka sqs)
+
 check_name() {
+  [[ " ${all_names[*]} " == *" $1 "* ]] ||
+    die "unknown broker: $1 (there are rabbitmq, rabbitmq4, kafka, sqs, cluster and cluster4)"
+}
+
+# Which functions are a broker's: all nodes of RabbitMQ are alike.
+kind_of() {
   case $1 in
-    rabbitmq | kafka | sqs) ;;
-    *) die "unknown broker: $1 (there are rabbitmq, kafka and sqs)" ;;
+    rabbitmq*) echo rabbitmq ;;
+    *) echo "$1" ;;
+  esac
+}
+
+# The nodes of the cluster that a node belongs to; nothing for one that stands alone.
+cluster_of() {
+  case $1 in
+    rabbitmq-[123]) echo rabbitmq-{1,2,3} ;;
+    rabbitmq4-[123]) echo rabbitmq4-{1,2,3} ;;
   esac
 }
 
 # From 32768 on the kernel may have lent a port to an outgoing connection.
 check_ports() {
-  local port ports seen=' '
-  ports=("$ANYQUEUE_RABBITMQ_PORT" "$ANYQUEUE_RABBITMQ_DIST_PORT" "$ANYQUEUE_EPMD_PORT"
-    "$ANYQUEUE_KAFKA_PORT" "$ANYQUEUE_KAFKA_CONTROLLER_PORT" "$ANYQUEUE_SQS_PORT")
+  local name port ports=("$ANYQUEUE_EPMD_PORT" "$ANYQUEUE_KAFKA_CONTROLLER_PORT") seen=' '
+  for name in "${all_names[@]}"; do
+    port=$(port_of "$name")
+    ports+=("$port")
+    [[ $name != rabbitmq* ]] || ports+=("$((port + 10000))" "$((port + 20000))")
+  done
   for port in "${ports[@]}"; do
     [[ $port =~ ^[1-9][0-9]{0,4}$ ]] && ((port < 32768)) || die "not a port below 32768: $port"
     [[ $seen != *" $port "* ]] || die "port $port is asked for twice"
@@ -55,6 +75,9 @@ check_ports() {
 port_of() {
   case $1 in
     rabbitmq) echo "$ANYQUEUE_RABBITMQ_PORT" ;;
+    rabbitmq4) echo "$ANYQUEUE_RABBITMQ4_PORT" ;;
+    rabbitmq-[123]) echo "$((ANYQUEUE_RABBITMQ_PORT + 2 + ${1#rabbitmq-}))" ;;
+    rabbitmq4-[123]) echo "$((ANYQUEUE_RABBITMQ_PORT + 5 + ${1#rabbitmq4-}))" ;;
     kafka) echo "$ANYQUEUE_KAFKA_PORT" ;;
     sqs) echo "$ANYQUEUE_SQS_PORT" ;;
   esac
@@ -62,15 +85,17 @@ port_of() {
 
 url_of() {
   case $1 in
-    rabbitmq) echo "amqp://guest:guest@127.0.0.1:$ANYQUEUE_RABBITMQ_PORT" ;;
+    rabbitmq*) echo "amqp://guest:guest@127.0.0.1:$(port_of "$1")" ;;
     kafka) echo "kafka://127.0.0.1:$ANYQUEUE_KAFKA_PORT" ;;
     sqs) echo "sqs://127.0.0.1:$ANYQUEUE_SQS_PORT?region=us-east-1&access_key=test&secret_key=test" ;;
   esac
 }
 
+# Nothing for a node of a cluster: whoever starts one knows its hosts from `up`.
 variable_of() {
   case $1 in
     rabbitmq) echo ANYQUEUE_TEST_AMQP_URL ;;
+    rabbitmq4) echo ANYQUEUE_TEST_AMQP4_URL ;;
     kafka) echo ANYQUEUE_TEST_KAFKA_URL ;;
     sqs) echo ANYQUEUE_TEST_SQS_URL ;;
   esac
@@ -100,7 +125,7 @@ remember_mode() {
 # Removes the run folder with the last broker, and nothing that this script did not make.
 forget_run() {
   local name
-  for name in rabbitmq kafka sqs; do [[ ! -e $(dir_of "$name") ]] || return 0; done
+  for name in "${all_names[@]}"; do [[ ! -e $(dir_of "$name") ]] || return 0; done
   rm -f "$run_dir/mode"
   rmdir "$run_dir" 2>/dev/null || true
 }
