@@ -11,25 +11,23 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
-    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
+    Message, Ordering, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, Topology,
 };
+use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::auth::TokenProvider;
+use crate::capability;
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
-use crate::link::Link;
+use crate::delay::Ladder;
+use crate::link::{Link, Task};
 use crate::producer::AmqpProducer;
-use crate::topology::Topologist;
-
-/// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// Far from the limit that counts, which is the bytes of one frame (128 KiB unless configured).
-const MAX_HEADERS: usize = 1000;
-/// The server takes no longer one.
-const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
-/// Below the 30 minutes after which the server takes an unanswered message away.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(20 * 60);
+use crate::publisher::Publisher;
+use crate::requests::Requester;
+use crate::server::ServerInfo;
+use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native};
 
 /// A RabbitMQ server or cluster.
 pub struct AmqpBroker {
@@ -41,34 +39,22 @@ pub(crate) struct Shared {
     pub(crate) publish: Link,
     pub(crate) consume: Link,
     pub(crate) timeout: Duration,
+    requester: Requester,
+    pub(crate) ladder: Arc<Ladder>,
+    /// Ends the work on the ladder with the broker.
+    ladder_task: Mutex<Option<Task>>,
+    pub(crate) server: ServerInfo,
+    /// Arguments of every queue that is made, from the URL.
+    defaults: Arguments,
+    known: Known,
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
+    /// What all producers send through, once there was one.
+    publisher: OnceCell<Arc<Publisher>>,
     producers: Mutex<Vec<Weak<AmqpProducer>>>,
     consumers: Mutex<Vec<Weak<AmqpConsumer>>>,
     closed: AtomicBool,
-}
-
-fn capabilities() -> Capabilities {
-    let mut c = Capabilities::default();
-    c.max_message_bytes = MAX_MESSAGE_BYTES;
-    c.max_headers = MAX_HEADERS;
-    c.max_ttl = MAX_TTL;
-    c.ttl = true;
-    c.ordering = Ordering::None;
-    c.topics = true;
-    c.anonymous_subscribers = true;
-    c.delayed_retry = true;
-    c.retry_via = RetryVia::Copy;
-    c.max_retry_delay = MAX_RETRY_DELAY;
-    c.dead_letter = true;
-    c.tombstones = true;
-    c.typed_headers = true;
-    c.delivery_count = DeliveryCount::Losses;
-    c.durable = true;
-    c.purge = true;
-    c.stats = true;
-    c
 }
 
 impl AmqpBroker {
@@ -78,19 +64,48 @@ impl AmqpBroker {
     /// `InvalidConfig`; `Connection` when no host answers within the endpoint's `connect_timeout`; `Unauthorized` when
     /// the login or the virtual host is refused; `NotFound` when the virtual host does not exist.
     pub async fn connect(endpoint: &Endpoint, events: Events) -> Result<Self> {
-        let target = Target::new(endpoint)?;
+        Self::connect_to(Target::new(endpoint, None)?, events).await
+    }
+
+    /// Connects as [`connect`](Self::connect), and logs in with tokens of OAuth 2, which are renewed before they expire.
+    ///
+    /// The URL has no password then. The server takes the user from the token.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); what the provider fails with.
+    pub async fn connect_with_tokens(
+        endpoint: &Endpoint,
+        events: Events,
+        tokens: Arc<dyn TokenProvider>,
+    ) -> Result<Self> {
+        Self::connect_to(Target::new(endpoint, Some(tokens))?, events).await
+    }
+
+    async fn connect_to(target: Target, events: Events) -> Result<Self> {
         let timeout = target.config.operation_timeout;
-        let deadline = Instant::now() + endpoint.connect_timeout;
+        let defaults = target.defaults.clone();
+        let deadline = Instant::now() + target.connect_timeout;
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
+        let delay_queues = target.config.delay_queues;
         let consume = Link::open(target, "consume", events, deadline).await?;
+        let ladder = Ladder::new();
+        let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
+        let requester = Requester::new(publish.sessions(), timeout);
         Ok(Self {
             shared: Arc::new(Shared {
+                requester,
+                server: consume.server(),
+                defaults,
+                known: Known::default(),
                 publish,
                 consume,
                 timeout,
-                capabilities: Arc::new(capabilities()),
+                ladder,
+                ladder_task: Mutex::new(Some(task)),
+                capabilities: Arc::new(capability::of_broker(delay_queues)),
                 groups: Mutex::default(),
+                publisher: OnceCell::new(),
                 producers: Mutex::default(),
                 consumers: Mutex::default(),
                 closed: AtomicBool::new(false),
@@ -104,9 +119,15 @@ impl Shared {
         if self.closed.load(Atomic::Acquire) { Err(Error::closed("broker")) } else { Ok(()) }
     }
 
-    fn topologist(&self) -> Result<Topologist<'_>> {
+    pub(crate) fn topologist(&self) -> Result<Topologist<'_>> {
         self.check_open()?;
-        Ok(Topologist { link: &self.consume, deadline: Instant::now() + self.timeout })
+        Ok(Topologist {
+            link: &self.consume,
+            server: &self.server,
+            defaults: &self.defaults,
+            known: &self.known,
+            deadline: Instant::now() + self.timeout,
+        })
     }
 
     fn remember(&self, source: &Source) {
@@ -144,28 +165,38 @@ impl Broker for AmqpBroker {
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
         let topologist = self.shared.topologist()?;
+        let asked = native(to, &options.native)?.queue;
         if to.is_topic() {
+            if let Some(option) = asked.keys().next() {
+                let why = "a topic holds no messages: arguments of queues belong to its groups";
+                return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
+            }
             topologist.exchange(to.name()).await?;
         } else {
             topologist.queue_exists(to.name()).await?;
         }
-        let capabilities = self.shared.capabilities.clone();
-        let producer = AmqpProducer::open(&self.shared, to.clone(), options, capabilities).await?;
+        let facts = self.shared.known.of(to.name());
+        let upper = &self.shared.capabilities;
+        let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));
+        let Shared { publish, timeout, publisher, ladder, .. } = &*self.shared;
+        let publisher =
+            publisher.get_or_try_init(async || Publisher::open(publish, *timeout, ladder).await.map(Arc::new)).await?;
+        let producer = AmqpProducer::new(publisher.clone(), to.clone(), options, capabilities);
         register(&self.shared.producers, &producer);
         Ok(producer)
     }
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.shared.check_open()?;
-        if from.start != Start::Committed {
-            return Err(Error::unsupported("a queue cannot be replayed").with_operation("open consumer"));
-        }
         if options.ordering != Ordering::None {
             return Err(
                 Error::unsupported("competing receivers of a queue keep no order").with_operation("open consumer")
             );
         }
-        let consumer = AmqpConsumer::open(&self.shared, from, options, self.shared.capabilities.clone()).await?;
+        let native = native(&from.address, &options.native)?;
+        let facts = self.facts(from).await?;
+        let capabilities = Arc::new(capability::of_consumer(&self.shared.capabilities, &self.shared.server, &facts));
+        let consumer = AmqpConsumer::open(&self.shared, from, options, native, capabilities).await?;
         self.shared.remember(from);
         register(&self.shared.consumers, &consumer);
         Ok(consumer)
@@ -174,7 +205,10 @@ impl Broker for AmqpBroker {
     async fn declare(&self, topology: &Topology) -> Result<()> {
         for entry in topology.entries() {
             self.shared.topologist()?.declare(entry).await?;
-            self.shared.remember(&entry.source());
+            let source = entry.source();
+            self.shared.remember(&source);
+            // It may be new.
+            source.queue_name().iter().for_each(|queue| self.shared.ladder.forget(queue));
         }
         Ok(())
     }
@@ -187,7 +221,9 @@ impl Broker for AmqpBroker {
     }
 
     async fn delete(&self, address: &Address) -> Result<()> {
-        self.shared.topologist()?.delete(address, &self.shared.queues(address)).await?;
+        let queues = self.shared.queues(address);
+        self.shared.topologist()?.delete(address, &queues).await?;
+        queues.iter().for_each(|queue| self.shared.ladder.forget(queue));
         self.shared.groups.lock().remove(address.name());
         Ok(())
     }
@@ -209,8 +245,11 @@ impl Broker for AmqpBroker {
     }
 
     fn health(&self) -> Health {
-        let problems = [self.shared.publish.problem(), self.shared.consume.problem()];
-        problems.into_iter().flatten().fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
+        let links = [&self.shared.publish, &self.shared.consume];
+        links
+            .into_iter()
+            .flat_map(Link::problems)
+            .fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
     }
 
     async fn ping(&self) -> Result<()> {
@@ -223,11 +262,16 @@ impl Broker for AmqpBroker {
         self
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(self)
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         if self.shared.closed.swap(true, Atomic::AcqRel) {
             return report;
         }
+        self.shared.requester.close();
         let (consumers, producers) = (open(&self.shared.consumers), open(&self.shared.producers));
         // Answers first: a retry or a dead letter may still be on its way out.
         for closed in join_all(consumers.iter().map(|c| c.close(deadline))).await {
@@ -235,6 +279,10 @@ impl Broker for AmqpBroker {
         }
         for closed in join_all(producers.iter().map(|p| p.close(deadline))).await {
             report.merge(closed);
+        }
+        drop(self.shared.ladder_task.lock().take());
+        if let Some(publisher) = self.shared.publisher.get() {
+            publisher.close(deadline).await;
         }
         for link in [&self.shared.publish, &self.shared.consume] {
             if let Err(error) = link.close(deadline).await {
@@ -245,7 +293,50 @@ impl Broker for AmqpBroker {
     }
 }
 
+#[async_trait]
+impl Requests for AmqpBroker {
+    async fn request(&self, to: &Address, message: Message, deadline: Instant) -> Result<Message> {
+        self.shared.check_open()?;
+        let limit = self.shared.capabilities.max_message_bytes;
+        if message.size() > limit {
+            let error = Error::new(ErrorKind::TooLarge, "the message is over the limit").with_operation("request");
+            return Err(error.with_context("limit", limit).with_context("actual", message.size()));
+        }
+        self.shared.requester.request(to, message, deadline).await
+    }
+}
+
 impl AmqpBroker {
+    /// What is known of the queue behind a source, which has to be one that can start where the source does.
+    async fn facts(&self, from: &Source) -> Result<Facts> {
+        let replays = from.start != Start::Committed;
+        let refuse = |why| Err(Error::unsupported(why).with_operation("open consumer").with_context("source", from));
+        let Some(queue) = from.queue_name() else {
+            return if replays {
+                refuse("a topic without a group keeps nothing to replay")
+            } else {
+                Ok(Facts::default())
+            };
+        };
+        // Asked each time: the queue may have been made anew as something else.
+        let kind = self.shared.topologist()?.kind(&queue).await?;
+        if let Some(kind) = kind {
+            self.shared.known.is_of(&queue, kind);
+        }
+        match (kind == Some(QueueType::Stream), replays) {
+            (false, true) => refuse("only a stream can be replayed: a queue made with x-queue-type=stream"),
+            (true, false) => refuse("a stream stores no position: say where to start"),
+            _ => Ok(Facts { kind, ..self.shared.known.of(&queue) }),
+        }
+    }
+
+    /// The version of the server as it was when this connection was made: major, minor, patch. `None` where it says
+    /// none.
+    #[must_use]
+    pub fn server_version(&self) -> Option<(u16, u16, u16)> {
+        Some(self.shared.server.version).filter(|version| *version != (0, 0, 0))
+    }
+
     /// Opens a channel of the client (lapin) on the connection that consumes, for what this crate does not do.
     ///
     /// # Errors
@@ -261,6 +352,7 @@ impl fmt::Debug for AmqpBroker {
         f.debug_struct("AmqpBroker")
             .field("publish", &self.shared.publish)
             .field("consume", &self.shared.consume)
+            .field("requests", &self.shared.requester)
             .finish_non_exhaustive()
     }
 }

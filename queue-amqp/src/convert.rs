@@ -8,13 +8,16 @@ use bytes::Bytes;
 use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use queue_core::wire::{self, Field, Note};
-use queue_core::{Address, Error, ErrorKind, HeaderValue, Headers, Message, Result, Text};
+use queue_core::wire::{self, Field, MAX_DEPTH, Note};
+use queue_core::{Address, Error, ErrorKind, HeaderValue, Headers, Message, Result, Text, Undecodable};
 
 use crate::config::MAX_SHORT;
+use crate::delay::{self, Ticks};
 
 /// Written to disk, as far as the queue does that.
 const PERSISTENT: u8 = 2;
+/// Where replies go that need no queue: the server makes an address of the requester's own from it.
+pub(crate) const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 /// Bytes of a header frame that are not properties: frame, class, weight, body size, flags.
 const HEADER_FRAME: usize = 8 + 14;
 /// Headers that are the broker's own: set by it, or read by it. They arrive among the native headers; sent by an
@@ -38,6 +41,15 @@ const BROKERS: [&str; 16] = [
     "x-stream-offset",
 ];
 
+type Set = fn(BasicProperties, ShortString) -> BasicProperties;
+/// Properties that describe a message and have no field of their own: they arrive among the native headers, and are
+/// sent on with them.
+const DESCRIBING: [(&str, Set); 3] = [
+    ("content-encoding", BasicProperties::with_content_encoding),
+    ("type", BasicProperties::with_type),
+    ("app-id", BasicProperties::with_app_id),
+];
+
 fn is_brokers(name: &str) -> bool {
     BROKERS.binary_search(&name).is_ok()
 }
@@ -48,8 +60,10 @@ pub(crate) struct Outgoing {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
-    /// Whether it is addressed to a queue.
+    /// Whether it is addressed to a queue. A direct reply is not: the server would return every one.
     pub(crate) to_queue: bool,
+    /// Its delay: it goes to a queue by way of the ladder.
+    pub(crate) delay: Option<Ticks>,
 }
 
 /// Makes what travels of a message to `address`, unless it names another.
@@ -57,10 +71,9 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
     let address = message.destination().unwrap_or(address);
     let mut note = Note::default();
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let mut delay = None;
     if !message.is_plain() {
-        if message.get_delay().is_some_and(|d| !d.is_zero()) {
-            return Err(Error::unsupported("RabbitMQ has no delayed messages of its own"));
-        }
+        delay = ticks(address, message)?;
         properties = with_fields(properties, message, &mut note);
     }
     let routing_key = match (address.is_topic(), message.get_subject()) {
@@ -79,6 +92,10 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
     note.field(Field::Key, message);
     let mut table = BTreeMap::new();
     if !message.headers().is_empty() {
+        if message.headers().iter().any(|(_, value)| is_deeper(value, MAX_DEPTH)) {
+            return Err(Error::new(ErrorKind::InvalidInput, "too many lists and maps within each other")
+                .with_context("limit", MAX_DEPTH));
+        }
         headers(message.headers(), &mut table, &mut note);
     }
     if let Some(note) = note.finish() {
@@ -94,8 +111,26 @@ pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -
         }
         properties = properties.with_headers(table.into());
     }
-    let exchange = if address.is_topic() { short(address.name())? } else { ShortString::default() };
-    Ok(Outgoing { exchange, routing_key, properties, to_queue: !address.is_topic() })
+    let (exchange, routing_key) = match delay {
+        Some(delay) => (short(&delay.exchange())?, short(&delay.routing_key(address.name())?)?),
+        None if address.is_topic() => (short(address.name())?, routing_key),
+        None => (ShortString::default(), routing_key),
+    };
+    // A direct reply goes to a connection and not to a queue: the server would say that there is no route.
+    let to_queue = !address.is_topic() && !address.name().starts_with(DIRECT_REPLY);
+    Ok(Outgoing { exchange, routing_key, properties, to_queue, delay })
+}
+
+fn ticks(address: &Address, message: &Message) -> Result<Option<Ticks>> {
+    let Some(delay) = message.get_delay().filter(|d| !d.is_zero()) else { return Ok(None) };
+    if address.is_topic() {
+        return Err(Error::unsupported("a message to a topic cannot be delayed"));
+    }
+    if message.get_ttl().is_some() {
+        // The queues on the way would take it for theirs.
+        return Err(Error::unsupported("a delayed message cannot have a time to live as well"));
+    }
+    Ok(Ticks::of(delay))
 }
 
 pub(crate) fn short(text: &str) -> Result<ShortString> {
@@ -105,7 +140,6 @@ pub(crate) fn short(text: &str) -> Result<ShortString> {
 }
 
 fn with_fields(mut properties: BasicProperties, message: &Message, note: &mut Note) -> BasicProperties {
-    type Set = fn(BasicProperties, ShortString) -> BasicProperties;
     let texts: [(Option<&str>, Field, Set); 4] = [
         (message.get_id(), Field::Id, BasicProperties::with_message_id),
         (message.get_content_type(), Field::ContentType, BasicProperties::with_content_type),
@@ -117,6 +151,12 @@ fn with_fields(mut properties: BasicProperties, message: &Message, note: &mut No
             Some(Ok(value)) => properties = set(properties, value),
             Some(Err(_)) => note.field(field, message),
             None => {}
+        }
+    }
+    for (name, set) in DESCRIBING {
+        let value = message.native_headers().get(name).and_then(HeaderValue::as_str);
+        if let Some(Ok(value)) = value.map(ShortString::try_new) {
+            properties = set(properties, value);
         }
     }
     if let Some(priority) = message.get_priority() {
@@ -186,6 +226,15 @@ fn headers(headers: &Headers, table: &mut BTreeMap<ShortString, AMQPValue>, note
     }
 }
 
+/// Whether there are more lists and maps within each other than so many.
+fn is_deeper(value: &HeaderValue, depth: usize) -> bool {
+    match value {
+        HeaderValue::List(list) => depth == 0 || list.iter().any(|v| is_deeper(v, depth - 1)),
+        HeaderValue::Map(map) => depth == 0 || map.iter().any(|(_, v)| is_deeper(v, depth - 1)),
+        _ => false,
+    }
+}
+
 /// The value in the protocol's own types; `None` when it would not come back as it is.
 fn native(value: &HeaderValue) -> Option<AMQPValue> {
     Some(match value {
@@ -213,9 +262,9 @@ fn native(value: &HeaderValue) -> Option<AMQPValue> {
     })
 }
 
-/// Reads any value; none is unknown.
-fn value(value: &AMQPValue) -> HeaderValue {
-    match value {
+/// Reads any value; no type is unknown. `None` when there are more lists and tables within each other than `depth`.
+fn value(raw: &AMQPValue, depth: usize) -> Option<HeaderValue> {
+    Some(match raw {
         AMQPValue::Boolean(b) => HeaderValue::Bool(*b),
         AMQPValue::ShortShortInt(i) => HeaderValue::Int((*i).into()),
         AMQPValue::ShortShortUInt(i) => HeaderValue::Int((*i).into()),
@@ -226,23 +275,32 @@ fn value(value: &AMQPValue) -> HeaderValue {
         AMQPValue::LongLongInt(i) => HeaderValue::Int(*i),
         AMQPValue::Float(f) => HeaderValue::Float((*f).into()),
         AMQPValue::Double(f) => HeaderValue::Float(*f),
-        AMQPValue::DecimalValue(d) => HeaderValue::Float(f64::from(d.value) / 10_f64.powi(d.scale.into())),
+        // Signed in other clients and in the server, whatever the client's type says.
+        AMQPValue::DecimalValue(d) => {
+            HeaderValue::Float(f64::from(d.value.cast_signed()) / 10_f64.powi(d.scale.into()))
+        }
         AMQPValue::ShortString(s) => HeaderValue::Str(s.as_str().to_owned().into()),
         AMQPValue::LongString(s) => match std::str::from_utf8(s.as_bytes()) {
             Ok(text) => HeaderValue::Str(text.to_owned().into()),
             Err(_) => HeaderValue::Bytes(Bytes::copy_from_slice(s.as_bytes())),
         },
-        AMQPValue::FieldArray(list) => HeaderValue::List(list.as_slice().iter().map(self::value).collect()),
+        AMQPValue::FieldArray(list) => {
+            let depth = depth.checked_sub(1)?;
+            HeaderValue::List(list.as_slice().iter().map(|v| value(v, depth)).collect::<Option<_>>()?)
+        }
         AMQPValue::Timestamp(seconds) => match time(*seconds) {
             Some(time) => HeaderValue::Timestamp(time),
             None => HeaderValue::Int(seconds.cast_signed()),
         },
-        AMQPValue::FieldTable(map) => HeaderValue::Map(
-            map.into_iter().map(|(k, v)| (Cow::Owned(k.as_str().to_owned()), self::value(v))).collect(),
-        ),
+        AMQPValue::FieldTable(map) => {
+            let depth = depth.checked_sub(1)?;
+            let field =
+                |(k, v): (&ShortString, &AMQPValue)| Some((Cow::Owned(k.as_str().to_owned()), value(v, depth)?));
+            HeaderValue::Map(map.into_iter().map(field).collect::<Option<_>>()?)
+        }
         AMQPValue::ByteArray(b) => HeaderValue::Bytes(Bytes::copy_from_slice(b.as_slice())),
         AMQPValue::Void => HeaderValue::Null,
-    }
+    })
 }
 
 fn time(seconds: u64) -> Option<SystemTime> {
@@ -250,11 +308,12 @@ fn time(seconds: u64) -> Option<SystemTime> {
 }
 
 /// Reads what arrived: the message, and which attempt this is.
-pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
-    let Delivery { exchange, routing_key, properties, data, .. } = delivery;
+pub(crate) fn incoming(delivery: Delivery) -> (Result<Message, Box<Undecodable>>, u32) {
+    let Delivery { exchange, routing_key, properties, data, redelivered, .. } = delivery;
     let mut message = Message::new(data);
-    // On the default exchange the routing key is the name of the queue.
-    if !exchange.as_str().is_empty() && !routing_key.as_str().is_empty() {
+    // On the default exchange the routing key is the name of the queue, behind a delay it is the way here.
+    let is_subject = !exchange.as_str().is_empty() && !exchange.as_str().starts_with(delay::PREFIX);
+    if is_subject && !routing_key.as_str().is_empty() {
         message = message.subject(String::from(routing_key));
     }
     message = read_fields(message, &properties);
@@ -272,6 +331,7 @@ pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
         }
     }
     let mut attempt = 1;
+    let mut is_readable = true;
     if let Some(table) = properties.headers() {
         let mut list = Vec::with_capacity(table.inner().len());
         let mut note = None;
@@ -279,20 +339,31 @@ pub(crate) fn incoming(delivery: Delivery) -> (Message, u32) {
             let name = name.as_str();
             if name == wire::HEADER {
                 note = raw.as_long_string().and_then(|n| std::str::from_utf8(n.as_bytes()).ok());
-            } else if is_brokers(name) {
-                let value = value(raw);
-                if name == "x-delivery-count" {
+                continue;
+            }
+            let Some(value) = value(raw, MAX_DEPTH) else {
+                is_readable = false;
+                continue;
+            };
+            if is_brokers(name) {
+                // A message that was never delivered from here may bring the count of another queue.
+                if name == "x-delivery-count" && redelivered {
                     let earlier = value.as_int().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
                     attempt = earlier.saturating_add(1);
                 }
                 broker.append(name.to_owned(), value);
             } else {
-                list.push((Cow::Owned(name.to_owned()), value(raw)));
+                list.push((Cow::Owned(name.to_owned()), value));
             }
         }
         message = wire::restore(message, list, note);
     }
-    (message.with_native_headers(broker), attempt)
+    if !is_readable {
+        let error = Error::new(ErrorKind::Codec, "too many lists and tables within each other in a header")
+            .with_context("limit", MAX_DEPTH);
+        return (Err(Box::new(Undecodable { raw: message.into_payload(), error })), attempt);
+    }
+    (Ok(message.with_native_headers(broker)), attempt)
 }
 
 fn read_fields(mut message: Message, properties: &BasicProperties) -> Message {
@@ -324,8 +395,9 @@ fn read_fields(mut message: Message, properties: &BasicProperties) -> Message {
 /// Bytes of the text properties, generously.
 fn properties_size(message: &Message) -> usize {
     let texts = [message.get_id(), message.get_content_type(), message.get_correlation_id(), message.get_reply_to()];
+    let native = DESCRIBING.iter().map(|(name, _)| message.native_headers().get(name).and_then(HeaderValue::as_str));
     // One for the length of each; delivery mode, priority, timestamp and the digits of an expiration.
-    texts.into_iter().flatten().map(|t| t.len().min(MAX_SHORT) + 1).sum::<usize>() + 64
+    texts.into_iter().chain(native).flatten().map(|t| t.len().min(MAX_SHORT) + 1).sum::<usize>() + 64
 }
 
 fn table_size<'a>(table: impl IntoIterator<Item = (&'a ShortString, &'a AMQPValue)>) -> usize {

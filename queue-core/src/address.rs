@@ -20,7 +20,7 @@ pub enum AddressKind {
 /// The name of a queue (`orders`) or of a topic (`topic:orders`).
 ///
 /// Portable names are `[A-Za-z0-9_-]{1,60}`, with `.fifo` at the end for an SQS FIFO queue; other names pass where the
-/// broker takes them. `--` is the library's own separator and refused.
+/// broker takes them. `--` is the library's own separator and refused, but in names that RabbitMQ made up (`amq.…`).
 ///
 /// ```
 /// use queue_core::{Address, AddressKind};
@@ -28,6 +28,7 @@ pub enum AddressKind {
 /// let address: Address = "topic:orders".parse()?;
 /// assert_eq!((address.kind(), address.name()), (AddressKind::Topic, "orders"));
 /// assert!("orders--billing".parse::<Address>().is_err());
+/// assert!("amq.gen--JzTY20BRgKO".parse::<Address>().is_ok());
 /// # Ok::<(), queue_core::Error>(())
 /// ```
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -65,7 +66,8 @@ impl Address {
         if name.chars().any(|c| c.is_control() || c.is_whitespace()) {
             return refuse("a name has no white space and no control characters");
         }
-        if name.contains("--") {
+        // RabbitMQ makes names like `amq.gen--aB…` up: replies go there.
+        if name.contains("--") && !name.starts_with("amq.") {
             return refuse("`--` is kept for names that the library derives");
         }
         Ok(Self { kind, name: name.into() })

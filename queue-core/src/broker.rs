@@ -17,6 +17,7 @@ use crate::consumer::Consumer;
 use crate::error::{Error, Result};
 use crate::event::{Events, Health};
 use crate::producer::Producer;
+use crate::request::Requests;
 use crate::topology::Topology;
 
 /// A kind of broker that can be connected to by URL.
@@ -65,13 +66,22 @@ pub struct ProducerOptions {
     pub window: usize,
     /// Whether a message that reaches no queue is an error on a topic as well. Always so for queues.
     pub require_route: bool,
+    /// The broker's own options of the address. What they say about its making is the business of `declare`, which got
+    /// them too.
+    pub native: Options,
     /// Where events go.
     pub events: Events,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(30), window: 8192, require_route: false, events: Events::new() }
+        Self {
+            deadline: Duration::from_secs(30),
+            window: 8192,
+            require_route: false,
+            native: Options::new(),
+            events: Events::new(),
+        }
     }
 }
 
@@ -87,6 +97,9 @@ pub struct ConsumerOptions {
     pub lease: Duration,
     /// The order that the receiver asked for.
     pub ordering: Ordering,
+    /// The broker's own options of the address. What they say about its making is the business of `declare`, which got
+    /// them too; the rest, such as how a topic without a group is read, is the consumer's.
+    pub native: Options,
     /// Where events go.
     pub events: Events,
 }
@@ -98,6 +111,7 @@ impl Default for ConsumerOptions {
             prefetch_bytes: 64 << 20,
             lease: Duration::from_secs(30),
             ordering: Ordering::None,
+            native: Options::new(),
             events: Events::new(),
         }
     }
@@ -196,6 +210,11 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// The broker's own client, as the adapter's docs say.
     fn native(&self) -> &(dyn Any + Send + Sync);
+
+    /// Requests with replies, where the capability `requests` is declared.
+    fn requests(&self) -> Option<&dyn Requests> {
+        None
+    }
 
     /// Closes everything that was opened from here. Idempotent; a second call has an empty report.
     async fn close(&self, deadline: Instant) -> CloseReport;

@@ -220,7 +220,7 @@ impl Message {
         self.extra.as_ref()?.priority
     }
 
-    /// Sets the broker's own properties; for adapters.
+    /// Sets the broker's own properties; for adapters, and for what [`native_headers`](Self::native_headers) sends on.
     #[must_use]
     pub fn with_native_headers(mut self, native: Headers) -> Self {
         if !native.is_empty() {
@@ -229,7 +229,8 @@ impl Message {
         self
     }
 
-    /// The broker's own properties of a message that arrived, such as `x-death`. Never sent on.
+    /// The broker's own properties of a message that arrived, such as `x-death`. Sent on only as far as the docs of an
+    /// adapter say: RabbitMQ's content encoding is, for what is no broker's doing but describes the body.
     #[must_use]
     pub fn native_headers(&self) -> &Headers {
         static NONE: Headers = Headers::new();
@@ -242,8 +243,8 @@ impl Message {
         self.extra.is_none()
     }
 
-    /// Without what belongs to one journey: destination, delay, time to live, the broker's own properties. The time of
-    /// the first sending stays.
+    /// Without what belongs to one journey: destination, delay, time to live. The time of the first sending stays, and
+    /// the broker's own properties, of which an adapter sends on what describes the message.
     pub(crate) fn for_copy(mut self) -> Self {
         if let Some(extra) = &mut self.extra {
             let extra = Arc::make_mut(extra);
@@ -252,7 +253,6 @@ impl Message {
             extra.to = None;
             extra.delay = None;
             extra.ttl = None;
-            extra.native = Headers::new();
         }
         self
     }

@@ -16,6 +16,7 @@ use crate::broker::CloseReport;
 use crate::capability::Capabilities;
 use crate::completion::Completion;
 use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::event::Events;
 use crate::memory::far;
 use crate::message::Message;
 use crate::producer::Producer;
@@ -54,6 +55,8 @@ pub(crate) struct Outbox {
     abandoned: AtomicBool,
     /// Whether the library's own headers may be sent (dead letters, retry copies).
     internal: bool,
+    /// What is wrong with the broker, for those that time out.
+    events: Events,
 }
 
 #[derive(Default)]
@@ -91,6 +94,7 @@ impl Outbox {
         producer: Arc<dyn Producer>,
         config: SenderConfig,
         internal: bool,
+        events: Events,
     ) -> Arc<Self> {
         let bytes = config.window_bytes.clamp(1, u32::MAX as usize);
         let outbox = Arc::new(Self {
@@ -109,6 +113,7 @@ impl Outbox {
             closed: AtomicBool::new(false),
             abandoned: AtomicBool::new(false),
             internal,
+            events,
         });
         tokio::spawn(task::run(outbox.clone()));
         outbox
@@ -128,6 +133,12 @@ impl Outbox {
         self.work.notify_one();
     }
 
+    /// The error with what is known to be wrong with the broker.
+    fn with_health(&self, error: Error) -> Error {
+        let problems = self.events.health().problems;
+        if problems.is_empty() { error } else { error.with_context("health", problems.join("; ")) }
+    }
+
     fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -145,7 +156,7 @@ impl Outbox {
                 Ok(Err(_)) => return Err(Error::closed("sender")),
                 Err(_) => {
                     let why = "no room in the window before the deadline: the broker is slow or out of reach";
-                    return Err(Error::new(ErrorKind::Timeout, why));
+                    return Err(self.with_health(Error::new(ErrorKind::Timeout, why)));
                 }
             },
         };

@@ -301,8 +301,8 @@ fn encode(value: &HeaderValue, out: &mut String) {
     };
 }
 
-/// Deepest nesting that is read: a note comes from outside.
-const MAX_DEPTH: usize = 32;
+/// Most lists and maps within each other that are read of a note, which comes from outside.
+pub const MAX_DEPTH: usize = 32;
 
 fn decode(text: &str) -> Option<(HeaderValue, &str)> {
     decode_at(text, 0)

@@ -159,7 +159,10 @@ impl Broker for Fake {
     fn capabilities(&self) -> Arc<Capabilities> {
         self.caps.clone()
     }
-    async fn producer(&self, to: &Address, _: &ProducerOptions) -> Result<Arc<dyn Producer>> {
+    async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
+        if to.name() == "blocked" {
+            options.events.set_problem("link", Some((HealthState::Down, "blocked by the broker".to_owned())));
+        }
         (self.producer)(to)
     }
     async fn consumer(&self, _: &Source, _: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
@@ -315,6 +318,15 @@ async fn deadline_holds_when_room_comes_in_another_order() {
     let a = a.await.unwrap();
     a.await.unwrap_err();
     assert!(started.elapsed() < 31 * SEC, "the deadline of 30 s was told after {:?}", started.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deadline_tells_what_is_wrong_with_the_broker() {
+    let sender = sending(&silent()).sender("blocked").window(1).deadline(SEC).await.unwrap();
+    let (in_flight, waiting) = tokio::join!(sender.send("x"), sender.send("y"));
+    for error in [in_flight.unwrap_err(), waiting.unwrap_err()] {
+        assert_eq!((error.kind(), error.context("health")), (ErrorKind::Timeout, Some("blocked by the broker")));
+    }
 }
 
 #[tokio::test(start_paused = true)]

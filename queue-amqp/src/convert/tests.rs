@@ -8,7 +8,7 @@ fn carry(message: &Message) -> (Message, BasicProperties) {
     let out = outgoing(&address(), message, 131_072).unwrap();
     let mut delivery = Delivery::mock(1, out.exchange, out.routing_key, false, message.payload().to_vec());
     delivery.properties = out.properties.clone();
-    (incoming(delivery).0, out.properties)
+    (incoming(delivery).0.unwrap(), out.properties)
 }
 
 fn names(properties: &BasicProperties) -> Vec<&str> {
@@ -106,7 +106,8 @@ fn a_tombstone_is_not_an_empty_message() {
 #[test]
 fn every_foreign_type_is_read() {
     let decimal = lapin::types::DecimalValue { scale: 2, value: 1234 };
-    let values: [(AMQPValue, HeaderValue); 14] = [
+    let below = lapin::types::DecimalValue { scale: 2, value: (-25_i32).cast_unsigned() };
+    let values: [(AMQPValue, HeaderValue); 15] = [
         (AMQPValue::ShortShortInt(-1), HeaderValue::Int(-1)),
         (AMQPValue::ShortShortUInt(255), HeaderValue::Int(255)),
         (AMQPValue::ShortInt(-1), HeaderValue::Int(-1)),
@@ -115,6 +116,7 @@ fn every_foreign_type_is_read() {
         (AMQPValue::LongUInt(u32::MAX), HeaderValue::Int(u32::MAX.into())),
         (AMQPValue::Float(0.5), HeaderValue::Float(0.5)),
         (AMQPValue::DecimalValue(decimal), HeaderValue::Float(12.34)),
+        (AMQPValue::DecimalValue(below), HeaderValue::Float(-0.25)),
         (AMQPValue::ShortString("s".into()), "s".into()),
         (AMQPValue::LongString("é".into()), "é".into()),
         (AMQPValue::LongString(vec![0xe9].into()), vec![0xe9].into()),
@@ -123,7 +125,7 @@ fn every_foreign_type_is_read() {
         (AMQPValue::Void, HeaderValue::Null),
     ];
     for (foreign, own) in values {
-        assert_eq!(value(&foreign), own);
+        assert_eq!(value(&foreign, 0), Some(own));
     }
 }
 
@@ -135,9 +137,16 @@ fn the_brokers_own_headers_are_set_apart_and_counted() {
         ("x-request-id", AMQPValue::LongString("r".into())),
     ])
     .unwrap();
-    let mut delivery = Delivery::mock(1, "".into(), "orders".into(), true, b"x".to_vec());
-    delivery.properties = BasicProperties::default().with_headers(table).with_app_id("pika".into());
-    let (message, attempt) = incoming(delivery);
+    let properties = BasicProperties::default().with_headers(table).with_app_id("pika".into());
+    let arrives = |redelivered| {
+        let mut delivery = Delivery::mock(1, "".into(), "orders".into(), redelivered, b"x".to_vec());
+        delivery.properties = properties.clone();
+        incoming(delivery)
+    };
+    // What another queue counted is no attempt here.
+    assert_eq!(arrives(false).1, 1);
+    let (message, attempt) = arrives(true);
+    let message = message.unwrap();
     assert_eq!(attempt, 3);
     assert_eq!(message.headers().iter().map(|(n, _)| n).collect::<Vec<_>>(), ["x-request-id"]);
     let native: Vec<_> = message.native_headers().iter().map(|(n, _)| n).collect();
@@ -151,6 +160,24 @@ fn what_cannot_travel_is_refused_alone() {
     assert_eq!(refused(&Message::new("x").delay(Duration::from_secs(1))), ErrorKind::Unsupported);
     let long = Address::derived(queue_core::AddressKind::Queue, &"q".repeat(256));
     assert_eq!(refused(&Message::new("x").to(long)), ErrorKind::InvalidInput);
+}
+
+#[test]
+fn headers_as_deep_as_the_limit_travel_and_deeper_ones_are_refused_both_ways() {
+    let deep = |levels| (0..levels).fold(HeaderValue::Int(1), |value, _| HeaderValue::List(vec![value]));
+    let message = Message::new("x").header("deep", deep(MAX_DEPTH));
+    assert_eq!(carry(&message).0, message);
+    // In the note the limit is the same.
+    let message = Message::new("x").header("CC", deep(MAX_DEPTH));
+    assert_eq!(carry(&message).0, message);
+    let message = Message::new("x").header("deep", deep(MAX_DEPTH + 1));
+    assert_eq!(outgoing(&address(), &message, 131_072).unwrap_err().kind(), ErrorKind::InvalidInput);
+
+    let raw = (0..=MAX_DEPTH).fold(AMQPValue::Void, |value, _| AMQPValue::FieldArray(vec![value].into()));
+    let mut delivery = Delivery::mock(1, "".into(), "orders".into(), false, b"body".to_vec());
+    delivery.properties = BasicProperties::default().with_headers(arguments([("deep", raw)]).unwrap());
+    let refused = incoming(delivery).0.unwrap_err();
+    assert_eq!((refused.error.kind(), refused.raw.as_ref()), (ErrorKind::Codec, b"body".as_slice()));
 }
 
 #[test]

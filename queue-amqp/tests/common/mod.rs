@@ -1,4 +1,6 @@
-//! What the tests against a real broker share.
+//! What the tests against a real broker share; none of them uses all of it.
+
+#![allow(dead_code)]
 
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
@@ -6,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Conclusion, Trial};
 use queue_amqp::DRIVER;
 use queue_core::{
     Address, Broker, Completion, Consumer, ConsumerOptions, Endpoint, Entry, Error, Events, Message, Producer,
@@ -16,32 +18,54 @@ use tokio::time::timeout;
 
 /// The variable with the broker's URL.
 pub(crate) const URL: &str = "ANYQUEUE_TEST_AMQP_URL";
+/// The same of a newer server.
+pub(crate) const URL_4: &str = "ANYQUEUE_TEST_AMQP4_URL";
 /// Longest wait for anything.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A test: its name, and what it does with the broker at a URL.
-pub(crate) struct Case(pub(crate) &'static str, pub(crate) fn(String) -> futures::future::LocalBoxFuture<'static, ()>);
+pub(crate) struct Case(pub(crate) &'static str, pub(crate) Body);
 
-/// Runs the cases, or reports them as ignored when there is no broker.
-pub(crate) fn run(variable: &str, cases: Vec<Case>) {
+type Body = fn(String) -> futures::future::LocalBoxFuture<'static, ()>;
+
+/// Runs the cases on one server.
+pub(crate) fn run(variable: &'static str, cases: Vec<Case>) {
+    conclude(variable, cases).exit();
+}
+
+/// The same, with something left to do before the exit.
+pub(crate) fn conclude(variable: &'static str, cases: Vec<Case>) -> Conclusion {
+    run_trials(cases.into_iter().map(|Case(name, body)| trial(name.to_owned(), variable, body)).collect())
+}
+
+/// Runs the cases on each server there is: RabbitMQ 3.10, and 4.3 or newer.
+pub(crate) fn run_on_each(cases: Vec<Case>) {
+    let on = |(server, variable): (&str, &'static str)| {
+        let of = move |Case(name, body): &Case| trial(format!("{server}/{name}"), variable, *body);
+        cases.iter().map(of).collect::<Vec<_>>()
+    };
+    run_trials([("rabbitmq", URL), ("rabbitmq4", URL_4)].into_iter().flat_map(on).collect()).exit();
+}
+
+fn run_trials(trials: Vec<Trial>) -> Conclusion {
     let mut arguments = Arguments::from_args();
     // The broker and the machine are shared.
     arguments.test_threads.get_or_insert(2);
+    libtest_mimic::run(&arguments, trials)
+}
+
+/// Reported as ignored when there is no broker, or as failed where one is required.
+fn trial(name: String, variable: &'static str, body: Body) -> Trial {
     let url = std::env::var(variable).ok();
-    if url.is_none() {
-        eprintln!("ignored: {variable} is not set");
-    }
-    let trials = cases.into_iter().map(|Case(name, body)| {
-        let url = url.clone();
-        let ignored = url.is_none();
-        Trial::test(name, move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-            runtime.block_on(body(url.unwrap_or_default()));
-            Ok(())
-        })
-        .with_ignored_flag(ignored)
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    let required = std::env::var("ANYQUEUE_REQUIRE_BROKERS").as_deref() == Ok("1");
+    let ignored = url.is_none() && !required;
+    Trial::test(name, move || {
+        let url = url.ok_or_else(|| format!("{variable} is not set"))?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        runtime.block_on(body(url));
+        Ok(())
+    })
+    .with_ignored_flag(ignored)
 }
 
 /// A name that nobody used.

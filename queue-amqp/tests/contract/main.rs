@@ -4,6 +4,7 @@
 mod common;
 
 mod addresses;
+mod delays;
 mod receiving;
 mod sending;
 
@@ -26,7 +27,10 @@ fn main() {
         cases![
             receiving::acknowledged_messages_never_come_back,
             sending::unroutable_messages_in_a_large_batch_are_named_exactly,
+            sending::senders_that_share_a_channel_get_their_own_verdicts,
             sending::a_missing_exchange_fails_its_message_alone,
+            sending::a_missing_exchange_disturbs_no_message_to_a_queue,
+            sending::a_message_that_the_queue_refuses_is_rejected_and_not_tried_again,
             receiving::unanswered_messages_come_back_counted,
             receiving::answers_out_of_order_leave_exactly_the_others,
             sending::every_header_comes_back_as_it_was,
@@ -41,6 +45,12 @@ fn main() {
             addresses::wrong_logins_and_addresses_are_told_apart,
             sending::closing_waits_for_confirmations_and_is_idempotent,
             receiving::a_small_prefetch_is_kept_and_not_slow,
+            delays::a_delay_is_kept_to_the_step_of_the_ladder,
+            delays::names_with_signs_of_routing_keys_reach_their_own_queue,
+            delays::what_cannot_be_delayed_is_refused,
+            delays::a_queue_that_is_gone_holds_up_no_delayed_message,
+            delays::a_retry_is_counted_by_the_library_and_carries_nothing_of_the_brokers,
+            delays::what_stands_in_the_way_of_a_delay_is_told,
         ],
     );
 }

@@ -3,11 +3,13 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::FutureExt;
-use lapin::options::{BasicGetOptions, BasicPublishOptions};
+use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
+use queue_amqp::DRIVER;
 use queue_core::{
-    Address, Completion, ErrorKind, HeaderValue, Headers, Message, Outcome, ProducerOptions, Source, Text,
+    Address, Client, Completion, Declare, Entry, ErrorKind, HeaderValue, Headers, Message, Outcome, ProducerOptions,
+    Source, Text, Topology,
 };
 use tokio::time::Instant;
 
@@ -53,10 +55,109 @@ pub(crate) async fn unroutable_messages_in_a_large_batch_are_named_exactly(url: 
     assert_eq!(verdict.kind(), ErrorKind::Unroutable);
 }
 
+pub(crate) async fn senders_that_share_a_channel_get_their_own_verdicts(url: String) {
+    const COUNT: usize = 1000;
+    let broker = connect(&url).await.unwrap();
+    let nowhere = Address::queue(&unique("nowhere")).unwrap();
+    let mut addresses = Vec::new();
+    for name in ["shared1", "shared2", "shared3"] {
+        addresses.push(queue(&broker, name).await);
+    }
+    let mut batches = Vec::new();
+    for round in 0..7 {
+        for address in &addresses {
+            let sender = producer(&broker, address).await;
+            // Everywhere the same contents, some with the same id, some with an id of the application's own.
+            let list: Vec<_> = (0..COUNT)
+                .map(|n| match (n + round) % 5 {
+                    0 => Message::new("x").to(nowhere.clone()),
+                    1 => Message::new("x").id("same"),
+                    2 => Message::new("x").id("other").to(nowhere.clone()),
+                    3 => Message::new("x").to(addresses[n % 3].clone()),
+                    _ => Message::new("x"),
+                })
+                .collect();
+            let (done, verdict) = Completion::new(COUNT);
+            sender.send(list.clone(), done);
+            batches.push((list, verdict));
+            // Its messages go on without it.
+            drop(sender);
+        }
+    }
+    let mut routed = 0;
+    for (list, verdict) in batches {
+        let failures = soon(verdict).await.unwrap_err().failures();
+        let expected: Vec<_> = (0..COUNT).filter(|n| list[*n].destination() == Some(&nowhere)).collect();
+        assert_eq!(failures.iter().map(|(n, _)| *n).collect::<Vec<_>>(), expected);
+        assert!(failures.iter().all(|(_, error)| error.kind() == ErrorKind::Unroutable), "{failures:?}");
+        routed += COUNT as u64 - expected.len() as u64;
+    }
+    let all = async || {
+        let mut ready = 0;
+        for address in &addresses {
+            ready += broker.stats(&Source::new(address.clone())).await.unwrap().ready.unwrap();
+        }
+        ready == routed
+    };
+    until("what was reported as sent is there, and nothing else", all).await;
+    for address in &addresses {
+        broker.delete(address).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_message_that_the_queue_refuses_is_rejected_and_not_tried_again(url: String) {
+    let broker = connect(&url).await.unwrap();
+    let name = unique("full");
+    let channel = native(&broker).open_channel().await.unwrap();
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
+    arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(3));
+    arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(name.as_str().into(), options, arguments).await.unwrap();
+    let address = Address::queue(&name).unwrap();
+    let sender = producer(&broker, &address).await;
+    let verdicts = send(&sender, numbered(100)).await;
+    let accepted = verdicts.iter().filter(|verdict| verdict.is_none()).count();
+    for error in verdicts.iter().flatten() {
+        assert_eq!((error.kind(), error.outcome()), (ErrorKind::Rejected, Outcome::Rejected));
+        assert!(!error.is_retryable(), "{error:?}");
+    }
+    // The broker counts a moment late; what it refused is not there.
+    assert!((3..100).contains(&accepted), "{accepted}");
+    let ready = async || broker.stats(&Source::new(address.clone())).await.unwrap().ready == Some(accepted as u64);
+    until("what was accepted is there", ready).await;
+
+    let client = Client::connect_with(&url, &[DRIVER]).await.unwrap();
+    let sender = client.sender(&name).declare(Declare::Assume).await.unwrap();
+    let start = Instant::now();
+    let error = sender.send("one more").await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::Rejected, Outcome::Rejected));
+    assert!(start.elapsed() < Duration::from_secs(5), "tried again: {:?}", start.elapsed());
+    client.close(PATIENCE).await;
+    broker.delete(&address).await.unwrap();
+}
+
+pub(crate) async fn a_missing_exchange_disturbs_no_message_to_a_queue(url: String) {
+    let broker = connect(&url).await.unwrap();
+    let address = queue(&broker, "undisturbed").await;
+    let sender = producer(&broker, &address).await;
+    let missing = Address::topic(&unique("missing")).unwrap();
+    for _ in 0..20 {
+        let mut batch = numbered(100);
+        batch[50] = Message::new("lost").to(missing.clone());
+        let verdicts = send(&sender, batch).await;
+        let failed: Vec<_> = (0..100).filter(|n| verdicts[*n].is_some()).collect();
+        assert_eq!(failed, [50]);
+    }
+    broker.delete(&address).await.unwrap();
+}
+
 pub(crate) async fn a_missing_exchange_fails_its_message_alone(url: String) {
     let broker = connect(&url).await.unwrap();
-    let address = queue(&broker, "exchange").await;
-    let sender = producer(&broker, &address).await;
+    let topic = Address::topic(&unique("exchange")).unwrap();
+    broker.declare(&Topology::from_iter([Entry::new(topic.clone())])).await.unwrap();
+    let sender = producer(&broker, &topic).await;
     let missing = Address::topic(&unique("missing")).unwrap();
     let mut batch = numbered(20);
     batch[10] = Message::new("lost").to(missing.clone());
@@ -73,7 +174,7 @@ pub(crate) async fn a_missing_exchange_fails_its_message_alone(url: String) {
     until("a message goes through", async || send(&sender, numbered(1)).await[0].is_none()).await;
     let error = broker.producer(&missing, &ProducerOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
-    broker.delete(&address).await.unwrap();
+    broker.delete(&topic).await.unwrap();
 }
 
 fn rich() -> Message {
@@ -129,6 +230,9 @@ pub(crate) async fn every_header_comes_back_as_it_was(url: String) {
     for (sent, got) in sent.iter().zip(&got) {
         assert_eq!(got.attempt, 1);
         let message = got.message.as_ref().unwrap();
+        // One that brings no id is given one.
+        let id = message.get_id().unwrap().to_owned();
+        let sent = &if sent.get_id().is_none() { sent.clone().id(id) } else { sent.clone() };
         assert!(message.headers() == sent.headers(), "{:?}\n{:?}", message.headers(), sent.headers());
         assert!(message == sent, "{message:?} {sent:?}");
         receiver.ack(&[got.token]);

@@ -168,8 +168,16 @@ impl Inbox {
         }
         match (self.capabilities.retry_via, &self.copies) {
             (RetryVia::Copy, Some(copies)) => {
-                let due = (!delay.is_zero()).then(|| SystemTime::now() + delay);
-                let copy = dead_letter::retry(&held.message, held.attempt + 1, due);
+                // Held back by the broker where it can, else by whoever receives it.
+                let (held_back, due) = match delay {
+                    Duration::ZERO => (None, None),
+                    _ if copies.capabilities().delayed_send => (Some(delay), None),
+                    _ => (None, Some(SystemTime::now() + delay)),
+                };
+                let mut copy = dead_letter::retry(&held.message, held.attempt + 1, due);
+                if let Some(delay) = held_back {
+                    copy = copy.delay(delay);
+                }
                 self.copy_then_ack(held, copies.0.clone(), copy)
             }
             (RetryVia::Broker, _) => {

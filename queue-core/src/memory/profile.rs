@@ -14,7 +14,7 @@ pub enum Profile {
     /// Its own: everything it can.
     #[default]
     Memory,
-    /// RabbitMQ: messages are held while connected, retries are copies, no delay, no replay.
+    /// RabbitMQ: messages are held while connected, retries are copies, delays of queues only, no replay.
     Amqp,
     /// Kafka: one log per name, retries in place, tombstones, replay.
     Kafka,
@@ -24,6 +24,8 @@ pub enum Profile {
 
 /// Ten years: longer than any process.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The longest delay that the adapter for RabbitMQ makes.
+const RABBITMQ_DELAY: Duration = Duration::from_millis(127 * (1 << 17) * 100);
 
 impl Profile {
     /// What the broker can do at most.
@@ -59,8 +61,10 @@ impl Profile {
                 c.max_ttl = FOREVER;
                 c.topics = true;
                 c.anonymous_subscribers = true;
+                c.delayed_send = true;
+                c.max_delay = RABBITMQ_DELAY;
                 c.retry_via = RetryVia::Copy;
-                c.max_retry_delay = Duration::from_secs(20 * 60);
+                c.max_retry_delay = RABBITMQ_DELAY;
                 c.ttl = true;
                 c.delivery_count = DeliveryCount::Losses;
             }
@@ -92,14 +96,13 @@ impl Profile {
     /// What one address can do, exactly.
     pub(super) fn at(self, name: &str, is_topic: bool) -> Capabilities {
         let mut c = self.capabilities();
-        if self == Self::Sqs {
-            if self.is_fifo(name) {
-                // As on SQS, a delay is the queue's, not the message's.
-                c.delayed_send = false;
-                c.max_delay = Duration::ZERO;
-            } else {
-                c.ordering = Ordering::None;
-            }
+        // A delay is the queue's on an SQS FIFO queue, and there are no delays on a topic of RabbitMQ.
+        if self.is_fifo(name) || (self == Self::Amqp && is_topic) {
+            c.delayed_send = false;
+            c.max_delay = Duration::ZERO;
+        }
+        if self == Self::Sqs && !self.is_fifo(name) {
+            c.ordering = Ordering::None;
         }
         c.replay &= is_topic;
         c

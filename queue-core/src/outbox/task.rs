@@ -33,7 +33,7 @@ impl Outbox {
         for block in expired {
             let why = "the broker did not answer before the deadline";
             let error = Error::new(ErrorKind::Timeout, why).with_outcome(Outcome::Unknown);
-            block.expire(&named(error, &self.address));
+            block.expire(&named(self.with_health(error), &self.address));
         }
         let mut state = self.state.lock();
         state.armed = state.next_due();

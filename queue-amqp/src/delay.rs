@@ -1,0 +1,335 @@
+//! Delays without a plugin: a ladder of queues, each of which holds messages for a fixed time.
+//!
+//! Level `n` holds for 2^n x 100 ms. A delayed message goes to the exchange of its highest level with its delay in
+//! binary as routing key, and the name of its queue behind that. On each level the digit decides whether it goes into
+//! the level's queue, which passes it on to the next lower level when its time is over, or there at once. All messages
+//! of one queue wait equally long, so none holds up another. Rounded up to seven significant digits, a message makes at
+//! most seven stops.
+//!
+//! The last exchange knows the queues that delayed messages were sent to. What finds its queue gone ends in
+//! `anyqueue-delay-lost`: queues that pass on at least once would keep it, and stop for it.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{Channel, ExchangeKind};
+use parking_lot::Mutex;
+use queue_core::{Error, ErrorKind, Result};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep};
+
+use crate::config::MAX_SHORT;
+use crate::convert::{arguments, short};
+use crate::error::{is_final, within};
+use crate::link::{Session, open_channel};
+
+const LEVELS: u32 = 24;
+const UNIT: Duration = Duration::from_millis(100);
+/// A delay has this many binary digits that are not zero by rounding: it is at most a 64th late.
+const SIGNIFICANT: u32 = 7;
+/// The longest delay: seven ones and seventeen zeros, about 19 days.
+pub(crate) const MAX_DELAY: Duration = UNIT.saturating_mul(((1 << SIGNIFICANT) - 1) << (LEVELS - SIGNIFICANT));
+
+/// What the names of the ladder's exchanges and queues begin with.
+pub(crate) const PREFIX: &str = "anyqueue-delay-";
+/// Behind the lowest level.
+const OUT: &str = "anyqueue-delay-out";
+/// Where messages go whose queue is gone: an exchange and a queue.
+const LOST: &str = "anyqueue-delay-lost";
+/// Most destinations that are remembered; beyond, they are bound again when they are needed.
+const MOST_BOUND: usize = 10_000;
+/// Wait before another attempt to prepare.
+const AGAIN: Duration = Duration::from_millis(200);
+
+/// A delay in units of 100 ms, as the ladder can make it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ticks(u32);
+
+impl Ticks {
+    /// Rounds up; `None` for no delay, and for one that is too long.
+    pub(crate) fn of(delay: Duration) -> Option<Self> {
+        if delay > MAX_DELAY {
+            return None;
+        }
+        let ticks = u32::try_from(delay.as_nanos().div_ceil(UNIT.as_nanos())).ok().filter(|t| *t > 0)?;
+        let spare = (u32::BITS - ticks.leading_zeros()).saturating_sub(SIGNIFICANT);
+        Some(Self(ticks.div_ceil(1 << spare) << spare))
+    }
+
+    fn highest(self) -> u32 {
+        u32::BITS - 1 - self.0.leading_zeros()
+    }
+
+    /// The exchange where a message with this delay starts.
+    pub(crate) fn exchange(self) -> String {
+        level(self.highest())
+    }
+
+    /// The routing key of a message with this delay.
+    pub(crate) fn routing_key(self, queue: &str) -> Result<String> {
+        let digits: String = (0..LEVELS).rev().map(|n| if self.0 >> n & 1 == 1 { "1." } else { "0." }).collect();
+        let key = digits + &word(queue);
+        if key.len() > MAX_SHORT {
+            return Err(Error::unsupported("the name of the queue is too long for a delayed message")
+                .with_context("limit", MAX_SHORT)
+                .with_context("actual", key.len()));
+        }
+        Ok(key)
+    }
+}
+
+fn level(n: u32) -> String {
+    format!("{PREFIX}{n}")
+}
+
+/// The name as one word of a routing key, without the signs that mean something there.
+fn word(queue: &str) -> String {
+    queue.replace('%', "%25").replace('.', "%2E").replace('*', "%2A").replace('#', "%23")
+}
+
+/// Matches what comes to level `n` with this digit there.
+fn pattern(n: u32, digit: char) -> String {
+    let above = usize::try_from(LEVELS - 1 - n).unwrap_or_default();
+    format!("{}{digit}.#", "*.".repeat(above))
+}
+
+/// Knows which parts of the ladder exist, and makes what is missing.
+pub(crate) struct Ladder {
+    state: Mutex<State>,
+    work: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    /// Levels below this have their exchange.
+    levels: u32,
+    /// A digit for each level that has its queue.
+    queues: u32,
+    /// Queues that the last exchange knows.
+    bound: HashSet<String>,
+    /// Queues that delayed messages wait to be sent to, and the levels that these need.
+    wanted: BTreeMap<String, u32>,
+    /// Why a queue cannot be sent to with a delay: told once, then tried again.
+    refused: HashMap<String, Error>,
+}
+
+impl Ladder {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { state: Mutex::default(), work: Notify::new() })
+    }
+
+    /// Whether a message to this queue can be published with this delay now. While parts are missing they are made,
+    /// and the message is to be sent again.
+    pub(crate) fn ready(&self, queue: &str, ticks: Ticks) -> Result<()> {
+        let mut state = self.state.lock();
+        if state.levels > ticks.highest() && ticks.0 & !state.queues == 0 && state.bound.contains(queue) {
+            return Ok(());
+        }
+        if let Some(error) = state.refused.remove(queue) {
+            return Err(error);
+        }
+        *state.wanted.entry(queue.to_owned()).or_default() |= ticks.0;
+        drop(state);
+        self.work.notify_one();
+        Err(Error::new(ErrorKind::Connection, "the queues for delayed messages are not ready yet"))
+    }
+
+    /// The queue may be gone, or another of the same name.
+    pub(crate) fn forget(&self, queue: &str) {
+        self.state.lock().bound.remove(queue);
+    }
+
+    /// Makes what is wanted, for as long as the broker is open.
+    pub(crate) async fn run(self: Arc<Self>, mut sessions: watch::Receiver<Option<Arc<Session>>>, timeout: Duration) {
+        loop {
+            sessions.mark_unchanged();
+            let next = self.state.lock().wanted.iter().next().map(|(queue, levels)| (queue.clone(), *levels));
+            let Some((queue, levels)) = next else {
+                tokio::select! {
+                    () = self.work.notified() => {}
+                    changed = sessions.changed() => {
+                        if changed.is_err() {
+                            return;
+                        }
+                        // Another node, or one that was set up anew, may have less.
+                        let mut state = self.state.lock();
+                        let wanted = std::mem::take(&mut state.wanted);
+                        *state = State { wanted, ..State::default() };
+                    }
+                }
+                continue;
+            };
+            match self.prepare(&mut sessions, &queue, levels, Instant::now() + timeout).await {
+                Ok(()) => {
+                    let mut state = self.state.lock();
+                    state.levels = state.levels.max(u32::BITS - levels.leading_zeros());
+                    state.queues |= levels;
+                    if state.bound.len() >= MOST_BOUND {
+                        state.bound.clear();
+                    }
+                    state.bound.insert(queue.clone());
+                    // More levels may have become wanted meanwhile.
+                    if state.wanted.get(&queue) == Some(&levels) {
+                        state.wanted.remove(&queue);
+                    }
+                }
+                Err(error) if is_final(&error) => {
+                    let mut state = self.state.lock();
+                    state.wanted.remove(&queue);
+                    if state.refused.len() >= MOST_BOUND {
+                        state.refused.clear();
+                    }
+                    state.refused.insert(queue, error.with_operation("prepare a delay"));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, queue, "preparing a delay failed");
+                    sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    async fn prepare(
+        &self,
+        sessions: &mut watch::Receiver<Option<Arc<Session>>>,
+        queue: &str,
+        levels: u32,
+        deadline: Instant,
+    ) -> Result<()> {
+        let channel = open_channel(sessions, deadline).await?;
+        let maker = Maker { channel: &channel, deadline };
+        let (have, queues) = {
+            let state = self.state.lock();
+            (state.levels, state.queues)
+        };
+        if have == 0 {
+            maker.end().await?;
+        }
+        for n in have..u32::BITS - levels.leading_zeros() {
+            maker.level(n).await?;
+        }
+        for n in (0..LEVELS).filter(|n| levels & !queues & 1 << n != 0) {
+            maker.queue(n).await?;
+        }
+        let known = maker.bind(queue, OUT, &format!("{}{}", "*.".repeat(LEVELS as usize), word(queue))).await;
+        known.map_err(|e| e.with_context("queue", queue))?;
+        // An idle channel costs something with every frame of its connection.
+        let _ = within(deadline, "close", channel.close(200, "OK".into())).await;
+        Ok(())
+    }
+}
+
+/// Makes exchanges, queues and bindings; what is there already stays.
+struct Maker<'a> {
+    channel: &'a Channel,
+    deadline: Instant,
+}
+
+impl Maker<'_> {
+    /// The exchange behind the lowest level, and what takes the messages that nobody there wants.
+    async fn end(&self) -> Result<()> {
+        self.exchange(LOST, ExchangeKind::Fanout, FieldTable::default()).await?;
+        self.declare(LOST, arguments([quorum()])?).await?;
+        self.bind(LOST, LOST, "").await?;
+        let instead = [("alternate-exchange", AMQPValue::LongString(LOST.into()))];
+        self.exchange(OUT, ExchangeKind::Topic, arguments(instead)?).await
+    }
+
+    /// The exchange of a level, and the way past the level's queue.
+    async fn level(&self, n: u32) -> Result<()> {
+        self.exchange(&level(n), ExchangeKind::Topic, FieldTable::default()).await?;
+        let (from, to) = (short(&level(n))?, short(&below(n))?);
+        let options = ExchangeBindOptions::default();
+        let bound = self.channel.exchange_bind(to, from, short(&pattern(n, '0'))?, options, FieldTable::default());
+        within(self.deadline, "bind", bound).await
+    }
+
+    /// The queue of a level.
+    async fn queue(&self, n: u32) -> Result<()> {
+        let held = i64::try_from(UNIT.as_millis()).unwrap_or(i64::MAX) << n;
+        let table = arguments([
+            quorum(),
+            ("x-message-ttl", AMQPValue::LongLongInt(held)),
+            ("x-dead-letter-exchange", AMQPValue::LongString(below(n).into())),
+            ("x-dead-letter-strategy", AMQPValue::LongString("at-least-once".into())),
+            // What passes on at least once must not drop at its head.
+            ("x-overflow", AMQPValue::LongString("reject-publish".into())),
+        ])?;
+        self.declare(&level(n), table).await?;
+        self.bind(&level(n), &level(n), &pattern(n, '1')).await
+    }
+
+    async fn exchange(&self, name: &str, kind: ExchangeKind, table: FieldTable) -> Result<()> {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        within(self.deadline, "declare", self.channel.exchange_declare(short(name)?, kind, options, table))
+            .await
+            .map_err(|e| e.with_context("exchange", name))
+    }
+
+    async fn declare(&self, name: &str, table: FieldTable) -> Result<()> {
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        within(self.deadline, "declare", self.channel.queue_declare(short(name)?, options, table))
+            .await
+            .map(|_| ())
+            .map_err(|e| e.with_context("queue", name))
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<()> {
+        let options = QueueBindOptions::default();
+        let (queue, exchange, key) = (short(queue)?, short(exchange)?, short(key)?);
+        within(self.deadline, "bind", self.channel.queue_bind(queue, exchange, key, options, FieldTable::default()))
+            .await
+    }
+}
+
+fn below(n: u32) -> String {
+    n.checked_sub(1).map_or_else(|| OUT.to_owned(), level)
+}
+
+fn quorum() -> (&'static str, AMQPValue) {
+    ("x-queue-type", AMQPValue::LongString("quorum".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(delay: Duration) -> Duration {
+        UNIT * Ticks::of(delay).unwrap().0
+    }
+
+    #[test]
+    fn a_delay_is_never_shortened_and_hardly_lengthened() {
+        for millis in (1..10_000).chain((1..100_000).map(|n| n * 16_771)) {
+            let delay = Duration::from_millis(millis);
+            let Some(ticks) = Ticks::of(delay) else {
+                assert!(delay > MAX_DELAY, "{delay:?}");
+                continue;
+            };
+            assert!(ticks.0.count_ones() <= SIGNIFICANT && ticks.highest() < LEVELS, "{delay:?}");
+            let made = made(delay);
+            assert!(made >= delay, "{delay:?} became {made:?}");
+            let late = made - delay;
+            assert!(late < UNIT || late.as_secs_f64() <= delay.as_secs_f64() / 64.0, "{delay:?} became {made:?}");
+        }
+        assert_eq!(made(Duration::from_nanos(1)), UNIT);
+        assert_eq!(made(MAX_DELAY), MAX_DELAY);
+        assert_eq!(Ticks::of(MAX_DELAY + Duration::from_nanos(1)), None);
+        assert_eq!(Ticks::of(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn the_key_spells_the_delay_and_the_queue_as_one_word() {
+        let ticks = Ticks::of(Duration::from_millis(500)).unwrap();
+        assert_eq!(ticks.exchange(), "anyqueue-delay-2");
+        let key = ticks.routing_key("a.b#%").unwrap();
+        assert_eq!(key, format!("{}1.0.1.a%2Eb%23%25", "0.".repeat(21)));
+        assert_eq!(pattern(23, '1'), "1.#");
+        assert_eq!(pattern(0, '0'), format!("{}0.#", "*.".repeat(23)));
+        let long = ticks.routing_key(&"q".repeat(250)).unwrap_err();
+        assert_eq!((long.kind(), long.context("limit")), (ErrorKind::Unsupported, Some("255")));
+    }
+}

@@ -1,0 +1,309 @@
+//! What all producers of a broker send through: two channels with confirmations.
+//!
+//! A channel costs the client time for every frame of its connection, so there is not one for each producer. There are
+//! two, because the broker closes a channel for a message to an exchange that does not exist: so that disturbs no
+//! message to a queue.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::poll_fn;
+use futures::task::AtomicWaker;
+use lapin::Channel;
+use lapin::options::ConfirmSelectOptions;
+use parking_lot::Mutex;
+use queue_core::{Completion, Error, ErrorKind, Message, Result};
+use tokio::sync::watch;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::delay::Ladder;
+use crate::error::{not_connected, within};
+use crate::flight::{Origin, Verdict};
+use crate::link::{Blocked, Link, Session, Task, open_channel};
+use crate::window::Window;
+
+/// How long the first message in flight may hold up the verdicts of those behind it.
+const STUCK: Duration = Duration::from_millis(10);
+/// Wait before a channel is opened again.
+const REOPEN: Duration = Duration::from_millis(100);
+
+type Sessions = watch::Receiver<Option<Arc<Session>>>;
+
+/// The channels that publish, with the tasks that keep them.
+pub(crate) struct Publisher {
+    /// For the default exchange, which always exists.
+    pub(crate) queues: Arc<Lane>,
+    /// For exchanges with a name.
+    pub(crate) topics: Arc<Lane>,
+    drivers: Mutex<Vec<Task>>,
+}
+
+impl Publisher {
+    pub(crate) async fn open(link: &Link, timeout: Duration, ladder: &Arc<Ladder>) -> Result<Self> {
+        let mut drivers = Vec::new();
+        let mut open = async || {
+            let lane = Arc::new(Lane::new(timeout, ladder.clone()));
+            let mut sessions = link.sessions();
+            lane.connect(&mut sessions).await?;
+            drivers.push(Task(tokio::spawn(lane.clone().drive(sessions, link.blocked()))));
+            Ok::<_, Error>(lane)
+        };
+        Ok(Self { queues: open().await?, topics: open().await?, drivers: Mutex::new(drivers) })
+    }
+
+    /// Closes the channels. What is in flight is `Unknown`.
+    pub(crate) async fn close(&self, deadline: Instant) {
+        self.drivers.lock().clear();
+        for lane in [&self.queues, &self.topics] {
+            let channel = lane.give_up(true);
+            if let Some(channel) = channel.filter(|channel| channel.status().connected()) {
+                // A broker that does not answer now has nothing that was not counted.
+                let until = deadline.max(Instant::now() + REOPEN);
+                let _ = within(until, "close", channel.close(200, "OK".into())).await;
+            }
+        }
+    }
+}
+
+/// One channel with confirmations, and what is in flight on it.
+///
+/// Whoever sends only puts messages into the inbox. The task behind gives them to the client: so those of many senders
+/// go together, and nobody waits for another's lock.
+pub(crate) struct Lane {
+    inbox: Mutex<Inbox>,
+    state: Mutex<State>,
+    /// Wakes the task behind.
+    work: AtomicWaker,
+    timeout: Duration,
+}
+
+struct Inbox {
+    parcels: Vec<Parcel>,
+    /// Why nothing is taken now.
+    refused: Option<Error>,
+    closed: bool,
+}
+
+/// Messages of a producer, with their places in its batch where they are not all of it.
+pub(crate) struct Parcel {
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) done: Arc<Completion>,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) places: Option<Vec<u32>>,
+}
+
+struct State {
+    channel: Option<Arc<Channel>>,
+    window: Window,
+}
+
+impl Parcel {
+    fn refuse(self, error: &Error) {
+        let places = self.places.unwrap_or_else(|| (0..).take(self.messages.len()).collect());
+        for (place, message) in places.into_iter().zip(self.messages) {
+            self.done.fail(place as usize, error.clone(), Some(message));
+        }
+    }
+}
+
+impl Lane {
+    fn new(timeout: Duration, ladder: Arc<Ladder>) -> Self {
+        Self {
+            inbox: Mutex::new(Inbox { parcels: Vec::new(), refused: Some(not_connected()), closed: false }),
+            state: Mutex::new(State { channel: None, window: Window::new(ladder) }),
+            work: AtomicWaker::new(),
+            timeout,
+        }
+    }
+
+    /// Takes messages of a producer, in call order.
+    pub(crate) fn send(&self, parcel: Parcel) {
+        let mut inbox = self.inbox.lock();
+        if let Some(error) = &inbox.refused {
+            let error = error.clone();
+            drop(inbox);
+            return parcel.refuse(&error);
+        }
+        parcel.origin.take_off(parcel.messages.len());
+        inbox.parcels.push(parcel);
+        let first = inbox.parcels.len() == 1;
+        drop(inbox);
+        // Whoever put in the first has woken the task.
+        if first {
+            self.work.wake();
+        }
+    }
+
+    /// Moves what was put in to the window.
+    fn collect(&self, window: &mut Window, spare: &mut Vec<Parcel>) {
+        std::mem::swap(&mut self.inbox.lock().parcels, spare);
+        for parcel in spare.drain(..) {
+            window.push(parcel);
+        }
+    }
+
+    /// From now on, messages are refused with this error; those that wait are failed with it.
+    fn refuse(&self, error: &Error, window: &mut Window, verdicts: &mut Vec<Verdict>) {
+        let mut inbox = self.inbox.lock();
+        let parcels = std::mem::take(&mut inbox.parcels);
+        if !inbox.closed {
+            inbox.refused = Some(error.clone().with_operation("send"));
+        }
+        drop(inbox);
+        parcels.into_iter().for_each(|parcel| window.push(parcel));
+        window.fail_waiting(error, verdicts);
+    }
+
+    /// Gives every message of a producer a verdict; answers how many the broker may have.
+    pub(crate) fn let_go(&self, origin: &Arc<Origin>, error: &Error) -> usize {
+        let mut verdicts = Vec::new();
+        let mut state = self.state.lock();
+        self.collect(&mut state.window, &mut Vec::new());
+        let left = state.window.let_go(origin, error, &mut verdicts);
+        drop(state);
+        // The task may have been meant to take them.
+        self.work.wake();
+        verdicts.into_iter().for_each(Verdict::give);
+        left
+    }
+
+    /// Opens a channel with confirmations.
+    async fn connect(&self, sessions: &mut Sessions) -> Result<()> {
+        let deadline = Instant::now() + self.timeout;
+        let channel = open_channel(sessions, deadline).await?;
+        within(deadline, "open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let frame_max = sessions.borrow().as_ref().map_or(0, |s| s.connection.configuration().frame_max());
+        let mut state = self.state.lock();
+        state.window.set_frame_max(usize::try_from(frame_max).unwrap_or(usize::MAX));
+        state.channel = Some(Arc::new(channel));
+        drop(state);
+        self.accept();
+        Ok(())
+    }
+
+    /// Gives verdicts for as long as the broker is open, and keeps a channel.
+    async fn drive(self: Arc<Self>, mut sessions: Sessions, mut blocked: Blocked) {
+        let mut turn = Turn { yielded: false, stuck: Box::pin(sleep(STUCK)), mark: None, spare: Vec::new() };
+        loop {
+            sessions.mark_unchanged();
+            while sessions.borrow().is_some() {
+                self.set_blocked(blocked.borrow_and_update().as_deref());
+                tokio::select! {
+                    () = poll_fn(|cx| self.poll(cx, &mut turn)) => break,
+                    // Gone with the connection; an error here is the end of the broker.
+                    _ = sessions.changed() => break,
+                    Ok(()) = blocked.changed() => {}
+                }
+            }
+            self.give_up(false);
+            while let Err(error) = self.connect(&mut sessions).await {
+                tracing::debug!(%error, "opening the channel that publishes failed");
+                sleep(REOPEN).await;
+            }
+        }
+    }
+
+    /// While the broker blocks publishers, nothing more is given to the client, which would keep it for later.
+    fn set_blocked(&self, reason: Option<&str>) {
+        let mut state = self.state.lock();
+        if state.channel.is_none() {
+            return;
+        }
+        let mut verdicts = Vec::new();
+        match reason {
+            Some(reason) => {
+                let why = format!("the broker blocks publishers: {reason}");
+                let error = Error::new(ErrorKind::Throttled, why).with_operation("send");
+                self.refuse(&error, &mut state.window, &mut verdicts);
+            }
+            None => self.accept(),
+        }
+        drop(state);
+        verdicts.into_iter().for_each(Verdict::give);
+    }
+
+    fn accept(&self) {
+        let mut inbox = self.inbox.lock();
+        if !inbox.closed {
+            inbox.refused = None;
+        }
+    }
+
+    /// Ready when the channel is of no more use.
+    fn poll(&self, cx: &mut Context<'_>, turn: &mut Turn) -> Poll<()> {
+        self.work.register(cx.waker());
+        // The client completes messages one by one: after a moment there are more of them.
+        turn.yielded = !turn.yielded;
+        if turn.yielded {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let mut verdicts = Vec::new();
+        let over = self.advance(cx, turn, &mut verdicts);
+        verdicts.into_iter().for_each(Verdict::give);
+        if over { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// True when the channel is of no more use.
+    fn advance(&self, cx: &mut Context<'_>, turn: &mut Turn, verdicts: &mut Vec<Verdict>) -> bool {
+        let mut state = self.state.lock();
+        let State { channel: Some(channel), window, .. } = &mut *state else { return true };
+        if !channel.status().connected() {
+            return true;
+        }
+        let mut swept = false;
+        loop {
+            window.advance(channel, cx, verdicts);
+            self.collect(window, &mut turn.spare);
+            let unwatched = window.publish(channel, verdicts);
+            if window.is_broken() {
+                return true;
+            }
+            if unwatched {
+                continue;
+            }
+            let (waiting, first, in_client) = window.waiting();
+            if waiting < 2 || !in_client || swept {
+                return false;
+            }
+            if turn.mark.is_none() {
+                turn.mark = Some(first);
+                turn.stuck.as_mut().reset(Instant::now() + STUCK);
+            }
+            if turn.stuck.as_mut().poll(cx).is_pending() || turn.mark.take() != Some(first) {
+                return false;
+            }
+            window.sweep(channel, verdicts);
+            if window.is_broken() {
+                return true;
+            }
+            swept = true;
+        }
+    }
+
+    /// Lets go of the channel and of what was in flight.
+    fn give_up(&self, close: bool) -> Option<Arc<Channel>> {
+        let mut verdicts = Vec::new();
+        let mut state = self.state.lock();
+        let channel = state.channel.take();
+        let error = if close { Error::closed("broker") } else { not_connected() };
+        self.refuse(&error, &mut state.window, &mut verdicts);
+        self.inbox.lock().closed |= close;
+        verdicts.extend(state.window.fail(&mut Context::from_waker(std::task::Waker::noop())));
+        drop(state);
+        verdicts.into_iter().for_each(Verdict::give);
+        channel
+    }
+}
+
+/// What the task behind a lane remembers from one poll to the next.
+struct Turn {
+    yielded: bool,
+    stuck: Pin<Box<Sleep>>,
+    /// The first message in flight when `stuck` was set.
+    mark: Option<u64>,
+    /// An empty list, to be exchanged for the inbox.
+    spare: Vec<Parcel>,
+}
