@@ -1,8 +1,8 @@
 //! `docs/semantics.md` says what is so: its table is compared with the capabilities of the brokers, its lists of cases
 //! with those that the conformance suite has. `UPDATE_DOCS=1` rewrites the columns of the brokers that can be reached.
 //!
-//! The columns of real brokers need `ANYQUEUE_TEST_AMQP_URL`, `ANYQUEUE_TEST_KAFKA_URL` and `ANYQUEUE_TEST_SQS_URL`, and
-//! are reported as ignored without. The lists of cases are compared with real runs by the runner of the suite
+//! The columns of real brokers need the variables that `scripts/brokers env` prints (`ANYQUEUE_TEST_AMQP_URL`, …), and are
+//! reported as ignored without. The lists of cases are compared with real runs by the runner of the suite
 //! (`ANYQUEUE_CONFORMANCE_DOC`); here it is checked that none is missing and that their numbers add up.
 
 use std::collections::BTreeMap;
@@ -23,13 +23,24 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("memory, kafka", "memory", "memory://?profile=kafka"),
     ("memory, sqs", "memory", "memory://?profile=sqs"),
     ("RabbitMQ", "amqp", "ANYQUEUE_TEST_AMQP_URL"),
+    ("RabbitMQ 4", "amqp", "ANYQUEUE_TEST_AMQP4_URL"),
     ("Kafka", "kafka", "ANYQUEUE_TEST_KAFKA_URL"),
     ("SQS", "sqs", "ANYQUEUE_TEST_SQS_URL"),
 ];
 
 /// Names of the harnesses whose reports are kept.
-const REPORTS: &[&str] =
-    &["memory", "memory-amqp", "memory-kafka", "memory-sqs", "memory-sqs-fifo", "rabbitmq", "kafka", "sqs", "sqs fifo"];
+const REPORTS: &[&str] = &[
+    "memory",
+    "memory-amqp",
+    "memory-kafka",
+    "memory-sqs",
+    "memory-sqs-fifo",
+    "rabbitmq",
+    "rabbitmq 4",
+    "kafka",
+    "sqs",
+    "sqs fifo",
+];
 /// Stands in a section until a complete run has filled it.
 const UNRECORDED: &str = "Not recorded yet.";
 

@@ -11,29 +11,22 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
-    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
+    Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
 };
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
+use crate::auth::TokenProvider;
+use crate::capability;
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
-use crate::delay::{Ladder, MAX_DELAY};
+use crate::delay::Ladder;
 use crate::link::{Link, Task};
 use crate::producer::AmqpProducer;
 use crate::publisher::Publisher;
-use crate::topology::Topologist;
-
-/// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
-const MAX_MESSAGE_BYTES: usize = 16 << 20;
-/// Far from the limit that counts, which is the bytes of one frame (128 KiB unless configured).
-const MAX_HEADERS: usize = 1000;
-/// The server takes no longer one.
-const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
-/// Of a retry that its receiver holds back: below the 30 minutes after which the server takes an unanswered message
-/// away.
-const MAX_HELD_BACK: Duration = Duration::from_secs(20 * 60);
+use crate::server::ServerInfo;
+use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native};
 
 /// A RabbitMQ server or cluster.
 pub struct AmqpBroker {
@@ -48,6 +41,10 @@ pub(crate) struct Shared {
     pub(crate) ladder: Arc<Ladder>,
     /// Ends the work on the ladder with the broker.
     ladder_task: Mutex<Option<Task>>,
+    pub(crate) server: ServerInfo,
+    /// Arguments of every queue that is made, from the URL.
+    defaults: Arguments,
+    known: Known,
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
@@ -58,33 +55,6 @@ pub(crate) struct Shared {
     closed: AtomicBool,
 }
 
-fn capabilities(delay_queues: bool) -> Capabilities {
-    let mut c = Capabilities::default();
-    c.max_message_bytes = MAX_MESSAGE_BYTES;
-    c.max_headers = MAX_HEADERS;
-    c.max_ttl = MAX_TTL;
-    c.ttl = true;
-    c.ordering = Ordering::None;
-    c.topics = true;
-    c.anonymous_subscribers = true;
-    c.delayed_retry = true;
-    c.retry_via = RetryVia::Copy;
-    c.max_retry_delay = MAX_HELD_BACK;
-    if delay_queues {
-        c.delayed_send = true;
-        c.max_delay = MAX_DELAY;
-        c.max_retry_delay = MAX_DELAY;
-    }
-    c.dead_letter = true;
-    c.tombstones = true;
-    c.typed_headers = true;
-    c.delivery_count = DeliveryCount::Losses;
-    c.durable = true;
-    c.purge = true;
-    c.stats = true;
-    c
-}
-
 impl AmqpBroker {
     /// Connects to the first host that answers.
     ///
@@ -92,9 +62,27 @@ impl AmqpBroker {
     /// `InvalidConfig`; `Connection` when no host answers within the endpoint's `connect_timeout`; `Unauthorized` when
     /// the login or the virtual host is refused; `NotFound` when the virtual host does not exist.
     pub async fn connect(endpoint: &Endpoint, events: Events) -> Result<Self> {
-        let target = Target::new(endpoint)?;
+        Self::connect_to(Target::new(endpoint, None)?, events).await
+    }
+
+    /// Connects as [`connect`](Self::connect), and logs in with tokens of OAuth 2, which are renewed before they expire.
+    ///
+    /// The URL has no password then. The server takes the user from the token.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect); what the provider fails with.
+    pub async fn connect_with_tokens(
+        endpoint: &Endpoint,
+        events: Events,
+        tokens: Arc<dyn TokenProvider>,
+    ) -> Result<Self> {
+        Self::connect_to(Target::new(endpoint, Some(tokens))?, events).await
+    }
+
+    async fn connect_to(target: Target, events: Events) -> Result<Self> {
         let timeout = target.config.operation_timeout;
-        let deadline = Instant::now() + endpoint.connect_timeout;
+        let defaults = target.defaults.clone();
+        let deadline = Instant::now() + target.connect_timeout;
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
         let delay_queues = target.config.delay_queues;
@@ -103,12 +91,15 @@ impl AmqpBroker {
         let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
         Ok(Self {
             shared: Arc::new(Shared {
+                server: consume.server(),
+                defaults,
+                known: Known::default(),
                 publish,
                 consume,
                 timeout,
                 ladder,
                 ladder_task: Mutex::new(Some(task)),
-                capabilities: Arc::new(capabilities(delay_queues)),
+                capabilities: Arc::new(capability::of_broker(delay_queues)),
                 groups: Mutex::default(),
                 publisher: OnceCell::new(),
                 producers: Mutex::default(),
@@ -124,9 +115,15 @@ impl Shared {
         if self.closed.load(Atomic::Acquire) { Err(Error::closed("broker")) } else { Ok(()) }
     }
 
-    fn topologist(&self) -> Result<Topologist<'_>> {
+    pub(crate) fn topologist(&self) -> Result<Topologist<'_>> {
         self.check_open()?;
-        Ok(Topologist { link: &self.consume, deadline: Instant::now() + self.timeout })
+        Ok(Topologist {
+            link: &self.consume,
+            server: &self.server,
+            defaults: &self.defaults,
+            known: &self.known,
+            deadline: Instant::now() + self.timeout,
+        })
     }
 
     fn remember(&self, source: &Source) {
@@ -164,17 +161,17 @@ impl Broker for AmqpBroker {
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
         let topologist = self.shared.topologist()?;
+        let asked = native(to, &options.native)?.queue;
         if to.is_topic() {
-            topologist.exchange(to.name()).await?;
-        } else {
-            topologist.queue_exists(to.name()).await?;
+            if let Some(option) = asked.keys().next() {
+                let why = "a topic holds no messages: arguments of queues belong to its groups";
+                return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
+            }
         }
-        let mut capabilities = self.shared.capabilities.clone();
-        if to.is_topic() {
-            let able = Arc::make_mut(&mut capabilities);
-            able.delayed_send = false;
-            able.max_delay = Duration::ZERO;
-        }
+        topologist.is_not_missing(to).await?;
+        let facts = self.shared.known.of(to.name());
+        let upper = &self.shared.capabilities;
+        let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));
         let Shared { publish, timeout, publisher, ladder, .. } = &*self.shared;
         let publisher =
             publisher.get_or_try_init(async || Publisher::open(publish, *timeout, ladder).await.map(Arc::new)).await?;
@@ -185,15 +182,15 @@ impl Broker for AmqpBroker {
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.shared.check_open()?;
-        if from.start != Start::Committed {
-            return Err(Error::unsupported("a queue cannot be replayed").with_operation("open consumer"));
-        }
         if options.ordering != Ordering::None {
             return Err(
                 Error::unsupported("competing receivers of a queue keep no order").with_operation("open consumer")
             );
         }
-        let consumer = AmqpConsumer::open(&self.shared, from, options, self.shared.capabilities.clone()).await?;
+        let native = native(&from.address, &options.native)?;
+        let facts = self.facts(from).await?;
+        let capabilities = Arc::new(capability::of_consumer(&self.shared.capabilities, &self.shared.server, &facts));
+        let consumer = AmqpConsumer::open(&self.shared, from, options, native, capabilities).await?;
         self.shared.remember(from);
         register(&self.shared.consumers, &consumer);
         Ok(consumer)
@@ -242,8 +239,11 @@ impl Broker for AmqpBroker {
     }
 
     fn health(&self) -> Health {
-        let problems = [self.shared.publish.problem(), self.shared.consume.problem()];
-        problems.into_iter().flatten().fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
+        let links = [&self.shared.publish, &self.shared.consume];
+        links
+            .into_iter()
+            .flat_map(Link::problems)
+            .fold(Health::up(), |health, (state, text)| health.with_problem(state, text))
     }
 
     async fn ping(&self) -> Result<()> {
@@ -283,6 +283,36 @@ impl Broker for AmqpBroker {
 }
 
 impl AmqpBroker {
+    /// What is known of the queue behind a source, which has to be one that can start where the source does.
+    async fn facts(&self, from: &Source) -> Result<Facts> {
+        let replays = from.start != Start::Committed;
+        let refuse = |why| Err(Error::unsupported(why).with_operation("open consumer").with_context("source", from));
+        let Some(queue) = from.queue_name() else {
+            return if replays {
+                refuse("a topic without a group keeps nothing to replay")
+            } else {
+                Ok(Facts::default())
+            };
+        };
+        // Asked each time: the queue may have been made anew as something else.
+        let kind = self.shared.topologist()?.kind(&queue).await?;
+        if let Some(kind) = kind {
+            self.shared.known.is_of(&queue, kind);
+        }
+        match (kind == Some(QueueType::Stream), replays) {
+            (false, true) => refuse("only a stream can be replayed: a queue made with x-queue-type=stream"),
+            (true, false) => refuse("a stream stores no position: say where to start"),
+            _ => Ok(Facts { kind, ..self.shared.known.of(&queue) }),
+        }
+    }
+
+    /// The version of the server as it was when this connection was made: major, minor, patch. `None` where it says
+    /// none.
+    #[must_use]
+    pub fn server_version(&self) -> Option<(u16, u16, u16)> {
+        Some(self.shared.server.version).filter(|version| *version != (0, 0, 0))
+    }
+
     /// Opens a channel of the client (lapin) on the connection that consumes, for what this crate does not do.
     ///
     /// # Errors

@@ -1,12 +1,20 @@
 //! Options of a connection.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
 use serde::Deserialize;
 
-/// The port of AMQP without TLS.
-const DEFAULT_PORT: u16 = 5672;
+use crate::auth::{Auth, Login, TokenProvider};
+use crate::tls::Tls;
+use crate::topology::{Arguments, Native};
+
+/// The scheme of AMQP over TLS.
+pub(crate) const TLS_SCHEME: &str = "amqps";
+/// The ports of AMQP without and with TLS.
+const DEFAULT_PORTS: (u16, u16) = (5672, 5671);
 /// The user and the password of a fresh server, which accepts them from its own machine only.
 const DEFAULT_LOGIN: &str = "guest";
 /// Texts in the protocol's short form have a length of one byte.
@@ -42,6 +50,27 @@ pub struct AmqpConfig {
     /// message can be sent with a delay, and a retry is held back by its receiver for 20 minutes at most.
     /// Default: true.
     pub delay_queues: bool,
+
+    /// How to log in: `plain` with user and password, `external` with the client certificate, `oauth2` with a token.
+    /// Default: `plain`.
+    pub auth: Auth,
+    /// A file with the password, instead of one in the URL. It is read at every connect and reconnect, so a password
+    /// changes without a restart. White space at its end does not count. Default: none.
+    pub password_file: Option<PathBuf>,
+    /// A file with the token, for `auth=oauth2`. It is read at every connect and every two seconds, and a changed token
+    /// is given to the server on the open connection: whoever writes the file renews the token in time. Default: none;
+    /// the password of the URL is the token, and not renewed.
+    pub token_file: Option<PathBuf>,
+    /// A PEM file with the certificates of the authorities that may vouch for the server, for `amqps`. The system's own
+    /// do not count then. Read at every connect. Default: none; those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// A PEM file with the client's certificate and those between it and an authority, for `amqps`. Read at every
+    /// connect, so that certificates can be renewed. Default: none.
+    pub client_cert_file: Option<PathBuf>,
+    /// A PEM file with the private key of the client's certificate, without a passphrase. Default: none.
+    pub client_key_file: Option<PathBuf>,
+    /// The name that the server's certificate has to be for, for `amqps`. Default: the host of the URL.
+    pub server_name: Option<String>,
 }
 
 impl Default for AmqpConfig {
@@ -52,6 +81,14 @@ impl Default for AmqpConfig {
             max_backoff: Duration::from_secs(3),
             connection_name: "anyqueue".to_owned(),
             delay_queues: true,
+
+            auth: Auth::Plain,
+            password_file: None,
+            token_file: None,
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            server_name: None,
         }
     }
 }
@@ -60,24 +97,23 @@ impl Default for AmqpConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct Target {
     pub(crate) hosts: Vec<(String, u16)>,
-    pub(crate) user: String,
-    pub(crate) password: Secret,
+    pub(crate) login: Login,
+    /// `None` without TLS.
+    pub(crate) tls: Option<Tls>,
     pub(crate) vhost: String,
     /// In seconds.
     pub(crate) heartbeat: u16,
     pub(crate) connect_timeout: Duration,
+    /// Arguments of every queue that is made: options of the URL that start with `amqp.`.
+    pub(crate) defaults: Arguments,
     pub(crate) config: AmqpConfig,
 }
 
 impl Target {
-    pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
-        let refuse = |why: &'static str| Err(Error::new(ErrorKind::InvalidConfig, why).with_operation("configure"));
+    pub(crate) fn new(endpoint: &Endpoint, tokens: Option<Arc<dyn TokenProvider>>) -> Result<Self> {
+        let refuse = |why: &'static str| Err(refused(why));
         let config: AmqpConfig = endpoint.options()?;
-        if let Some(option) = endpoint.native.keys().next() {
-            return Err(Error::new(ErrorKind::InvalidConfig, format!("unknown option `amqp.{option}`"))
-                .with_operation("configure")
-                .with_context("option", option));
-        }
+        let defaults = Native::of_queue(&endpoint.native)?.queue;
         let Ok(heartbeat @ 1..) = u16::try_from(config.heartbeat.as_secs()) else {
             return refuse("heartbeat is between 1 s and 65535 s");
         };
@@ -88,19 +124,79 @@ impl Target {
         if vhost.len() > MAX_SHORT {
             return refuse("the name of a virtual host has at most 255 bytes");
         }
+        let over_tls = endpoint.scheme == TLS_SCHEME;
+        let default_port = if over_tls { DEFAULT_PORTS.1 } else { DEFAULT_PORTS.0 };
         let mut hosts: Vec<_> =
-            endpoint.hosts.iter().map(|h| (h.name.clone(), h.port.unwrap_or(DEFAULT_PORT))).collect();
+            endpoint.hosts.iter().map(|h| (h.name.clone(), h.port.unwrap_or(default_port))).collect();
         if hosts.is_empty() {
-            hosts.push(("localhost".to_owned(), DEFAULT_PORT));
+            hosts.push(("localhost".to_owned(), default_port));
         }
+        let tls = Tls::new(&config, over_tls)?;
         Ok(Self {
             hosts,
-            user: endpoint.user.clone().unwrap_or_else(|| DEFAULT_LOGIN.to_owned()),
-            password: endpoint.password.clone().unwrap_or_else(|| Secret::from(DEFAULT_LOGIN)),
+            login: login(endpoint, &config, tls.as_ref(), tokens)?,
+            tls,
             vhost,
             heartbeat,
             connect_timeout: endpoint.connect_timeout,
+            defaults,
             config,
         })
     }
+}
+
+fn refused(why: &'static str) -> Error {
+    Error::new(ErrorKind::InvalidConfig, why).with_operation("configure")
+}
+
+/// How to log in; every combination that would leave an option without effect is refused.
+fn login(
+    endpoint: &Endpoint,
+    config: &AmqpConfig,
+    tls: Option<&Tls>,
+    tokens: Option<Arc<dyn TokenProvider>>,
+) -> Result<Login> {
+    let auth = if tokens.is_some() { Auth::Oauth2 } else { config.auth };
+    let sources = [endpoint.password.is_some(), config.password_file.is_some(), config.token_file.is_some()];
+    if sources.into_iter().filter(|s| *s).count() + usize::from(tokens.is_some()) > 1 {
+        return Err(refused("there is one password or token: in the URL, in a file, or from a provider"));
+    }
+    if config.token_file.is_some() && auth != Auth::Oauth2 {
+        return Err(refused("token_file is for auth=oauth2"));
+    }
+    if config.password_file.is_some() && auth != Auth::Plain {
+        return Err(refused("password_file is for auth=plain"));
+    }
+    let user = endpoint.user.clone();
+    Ok(match auth {
+        Auth::Plain => {
+            let user = user.unwrap_or_else(|| DEFAULT_LOGIN.to_owned());
+            match &config.password_file {
+                Some(path) => Login::PasswordFile { user, path: path.clone() },
+                None => {
+                    let password = endpoint.password.clone().unwrap_or_else(|| Secret::from(DEFAULT_LOGIN));
+                    Login::Password { user, password }
+                }
+            }
+        }
+        Auth::External => {
+            if user.is_some() || endpoint.password.is_some() {
+                return Err(refused("with auth=external the certificate says who logs in: no user, no password"));
+            }
+            if !tls.is_some_and(Tls::has_identity) {
+                return Err(refused("auth=external needs amqps, client_cert_file and client_key_file"));
+            }
+            Login::External
+        }
+        Auth::Oauth2 => {
+            // The server takes the user from the token.
+            let user = user.unwrap_or_default();
+            match (tokens, &config.token_file, &endpoint.password) {
+                (Some(provider), ..) => Login::Tokens { user, provider },
+                (None, Some(path), _) => Login::TokenFile { user, path: path.clone() },
+                (None, None, Some(token)) => Login::Password { user, password: token.clone() },
+                (None, None, None) => return Err(refused("auth=oauth2 needs token_file, or the token as password")),
+            }
+        }
+    })
 }

@@ -25,7 +25,9 @@ use crate::convert::incoming;
 use crate::error::within;
 use crate::ledger::Ledger;
 use crate::link::Task;
+use crate::stream::{Place, offset};
 use crate::subscription;
+use crate::topology::Native;
 
 /// Waits for an answer while closing, also when the deadline has passed.
 const LAST_WORD: Duration = Duration::from_millis(100);
@@ -40,6 +42,8 @@ pub(crate) struct AmqpConsumer {
 /// What the handle and the task behind it share.
 pub(crate) struct Inbox {
     pub(crate) source: Source,
+    /// How the own queue of a topic's receiver without a group is made and bound.
+    pub(crate) native: Native,
     pub(crate) prefetch: u16,
     pub(crate) state: Mutex<State>,
     /// Wakes whoever polls.
@@ -66,6 +70,8 @@ pub(crate) struct State {
     pub(crate) channel: Option<Channel>,
     pub(crate) stream: Option<lapin::Consumer>,
     pub(crate) ledger: Ledger,
+    /// Of a stream.
+    pub(crate) place: Option<Place>,
     pub(crate) want: Want,
     /// Why there will be no more messages.
     pub(crate) failed: Option<Error>,
@@ -93,6 +99,9 @@ impl State {
         self.stream = None;
         self.epoch += 1;
         self.ledger = Ledger::new(prefetch.into());
+        if let Some(place) = &mut self.place {
+            place.lost();
+        }
         if std::mem::take(&mut self.unflushed) {
             let error = Error::new(ErrorKind::Connection, "the connection broke; answers may be lost with it");
             self.lost = Some(error.with_operation("flush"));
@@ -114,17 +123,20 @@ impl AmqpConsumer {
         broker: &Arc<BrokerShared>,
         source: &Source,
         options: &ConsumerOptions,
+        native: Native,
         capabilities: Arc<Capabilities>,
     ) -> Result<Arc<Self>> {
         let prefetch = u16::try_from(options.prefetch.max(1)).unwrap_or(u16::MAX);
         let inbox = Arc::new(Inbox {
             source: source.clone(),
+            native,
             prefetch,
             state: Mutex::new(State {
                 epoch: 0,
                 channel: None,
                 stream: None,
                 ledger: Ledger::new(prefetch.into()),
+                place: capabilities.replay.then(|| Place::new(source.start)),
                 want: Want::Messages,
                 failed: None,
                 armed: false,
@@ -199,13 +211,21 @@ impl Consumer for AmqpConsumer {
                 Poll::Ready(Some(Ok(delivery))) => {
                     let tag = delivery.delivery_tag;
                     state.ledger.hand_out(tag);
+                    let offset = offset(&delivery);
+                    if let (Some(place), Some(offset)) = (&mut state.place, offset)
+                        && !place.arrived(tag, offset)
+                    {
+                        // Answered before the connection broke; the room it takes is given back.
+                        state.ledger.ack(tag);
+                        continue;
+                    }
                     let (message, attempt) = incoming(delivery);
                     into.push(Received {
                         message,
                         token: AckToken(state.epoch, tag),
                         attempt,
                         lease: None,
-                        position: Position::default(),
+                        position: Position::new(None, offset),
                     });
                 }
                 // Cancelled by the server, or the channel broke: the task behind finds out.
@@ -232,6 +252,8 @@ impl Consumer for AmqpConsumer {
         for (index, token) in tokens.iter().enumerate() {
             if !alive || token.0 != state.epoch || !state.ledger.ack(token.1) {
                 report.stale.push(index);
+            } else if let Some(place) = &mut state.place {
+                place.answered(token.1);
             }
         }
         state.unflushed |= report.stale.len() < tokens.len();
@@ -263,6 +285,11 @@ impl Consumer for AmqpConsumer {
                 settled.stale.push(index);
                 continue;
             };
+            if let Some(place) = &mut state.place
+                && !matches!(answer, Answer::Extend(..))
+            {
+                place.gave_back(tag);
+            }
             match answer {
                 Answer::Release(_) => released.push(tag),
                 Answer::Retry(..) => {

@@ -1,13 +1,20 @@
 //! Errors of the client and the server, mapped to the library's own.
 
 use std::future::Future;
+use std::io;
 
 use lapin::protocol::{AMQPErrorKind, AMQPHardError, AMQPSoftError};
 use queue_core::{Error, ErrorKind, Result};
+use rustls::AlertDescription;
 use tokio::time::{Instant, timeout_at};
 
 /// Maps an error of the client.
 pub(crate) fn map(error: &lapin::Error, operation: &'static str) -> Error {
+    if let lapin::ErrorKind::IOError(io) = error.kind()
+        && let Some(tls) = tls_error(io)
+    {
+        return map_tls(tls, operation);
+    }
     let (kind, message) = match error.kind() {
         lapin::ErrorKind::ProtocolError(refusal) => {
             let text = refusal.get_message().to_string();
@@ -25,6 +32,43 @@ pub(crate) fn map(error: &lapin::Error, operation: &'static str) -> Error {
     Error::new(kind, message).with_operation(operation).with_source(error.clone())
 }
 
+/// Maps an error of the network.
+pub(crate) fn map_io(error: &io::Error, operation: &'static str) -> Error {
+    match tls_error(error) {
+        Some(tls) => map_tls(tls, operation),
+        None => Error::new(ErrorKind::Connection, error.to_string()).with_operation(operation),
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref().and_then(|inner| inner.downcast_ref())
+}
+
+/// Maps an error of TLS; none of them goes away by trying again.
+fn map_tls(error: &rustls::Error, operation: &'static str) -> Error {
+    use AlertDescription as Alert;
+    let (kind, message) = match error {
+        rustls::Error::AlertReceived(
+            alert @ (Alert::BadCertificate
+            | Alert::UnsupportedCertificate
+            | Alert::CertificateRevoked
+            | Alert::CertificateExpired
+            | Alert::CertificateUnknown
+            | Alert::UnknownCA
+            | Alert::AccessDenied
+            | Alert::CertificateRequired),
+        ) => (ErrorKind::Unauthorized, format!("the server refused the client certificate: {alert:?}")),
+        rustls::Error::InvalidCertificate(why) => {
+            (ErrorKind::Connection, format!("the server's certificate is not trusted: {why}"))
+        }
+        rustls::Error::InvalidMessage(_) => {
+            (ErrorKind::Connection, "the server does not speak TLS on this port; without TLS the scheme is amqp".into())
+        }
+        other => (ErrorKind::Connection, format!("TLS: {other}")),
+    };
+    Error::new(kind, message).with_retryable(false).with_operation(operation).with_source(error.clone())
+}
+
 fn kind_of_refusal(kind: &AMQPErrorKind, text: &str) -> ErrorKind {
     match kind {
         AMQPErrorKind::Soft(soft) => match soft {
@@ -35,15 +79,22 @@ fn kind_of_refusal(kind: &AMQPErrorKind, text: &str) -> ErrorKind {
             }
             AMQPSoftError::NOTFOUND => ErrorKind::NotFound,
             AMQPSoftError::PRECONDITIONFAILED if text.contains("message size") => ErrorKind::TooLarge,
+            // An argument that this type of queue does not take, or that nothing takes.
+            AMQPSoftError::PRECONDITIONFAILED if text.contains("of queue type") => ErrorKind::Unsupported,
+            AMQPSoftError::PRECONDITIONFAILED if text.contains("invalid arg") => ErrorKind::InvalidInput,
             AMQPSoftError::RESOURCELOCKED | AMQPSoftError::PRECONDITIONFAILED => ErrorKind::Conflict,
             AMQPSoftError::CONTENTTOOLARGE => ErrorKind::TooLarge,
             AMQPSoftError::NOROUTE | AMQPSoftError::NOCONSUMERS => ErrorKind::Unroutable,
         },
         AMQPErrorKind::Hard(hard) => match hard {
             AMQPHardError::INVALIDPATH => ErrorKind::NotFound,
+            // A limit on connections, of the user or the virtual host.
+            AMQPHardError::NOTALLOWED if text.contains("limit") => ErrorKind::Throttled,
             AMQPHardError::NOTALLOWED if text.contains("not found") => ErrorKind::NotFound,
             AMQPHardError::NOTALLOWED => ErrorKind::Unauthorized,
             AMQPHardError::NOTIMPLEMENTED => ErrorKind::Unsupported,
+            // Its plugin is not enabled.
+            AMQPHardError::COMMANDINVALID if text.contains("exchange type") => ErrorKind::Unsupported,
             AMQPHardError::CONNECTIONFORCED | AMQPHardError::INTERNALERROR | AMQPHardError::RESOURCEERROR => {
                 ErrorKind::Connection
             }

@@ -1,18 +1,24 @@
 #![doc = include_str!("../README.md")]
 
+mod auth;
 mod broker;
+mod capability;
 mod config;
 mod consumer;
 mod convert;
 mod decide;
 mod delay;
+mod dial;
 mod error;
 mod flight;
 mod ledger;
 mod link;
 mod producer;
 mod publisher;
+mod server;
+mod stream;
 mod subscription;
+mod tls;
 mod topology;
 mod window;
 
@@ -21,10 +27,12 @@ use std::sync::Arc;
 use futures::FutureExt;
 use queue_core::{Broker, Driver, option_names};
 
+pub use crate::auth::{Auth, Token, TokenProvider};
 pub use crate::broker::AmqpBroker;
 pub use crate::config::AmqpConfig;
 
-/// Connects to `amqp://` URLs.
-pub const DRIVER: Driver = Driver::new("rabbitmq", &["amqp"], option_names::<AmqpConfig>, |endpoint, events| {
-    async move { Ok(Arc::new(AmqpBroker::connect(&endpoint, events).await?) as Arc<dyn Broker>) }.boxed()
-});
+/// Connects to `amqp://` and `amqps://` URLs.
+pub const DRIVER: Driver =
+    Driver::new("rabbitmq", &["amqp", "amqps"], option_names::<AmqpConfig>, |endpoint, events| {
+        async move { Ok(Arc::new(AmqpBroker::connect(&endpoint, events).await?) as Arc<dyn Broker>) }.boxed()
+    });

@@ -1,10 +1,11 @@
 //! One connection that comes back by itself.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::{Stream, StreamExt};
-use lapin::uri::{AMQPAuthority, AMQPQueryString, AMQPScheme, AMQPUri, AMQPUserInfo};
+use futures::future::pending;
+use futures::{FutureExt, Stream, StreamExt};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
 use queue_core::{Error, ErrorKind, EventKind, Events, HealthState, Result};
@@ -12,19 +13,28 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
+use crate::auth::Credentials;
 use crate::config::Target;
+use crate::dial::{Dialed, Line, dial, share};
 use crate::error::{map, not_connected, within};
+use crate::server::ServerInfo;
 
 /// First wait before a reconnect; doubled up to the configured maximum.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// How often the state is looked at, for losses that the client reports by no event.
 const LOOK: Duration = Duration::from_millis(500);
+/// Wait before a token that could not be renewed is asked for again.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
 
 /// A connection from its handshake to its loss.
 pub(crate) struct Session {
     pub(crate) connection: Connection,
+    /// What the server says about itself.
+    pub(crate) server: ServerInfo,
     /// The host, without login.
     host: String,
+    line: Line,
+    credentials: Credentials,
 }
 
 /// Ends its task when dropped.
@@ -51,9 +61,13 @@ struct Shared {
     target: Target,
     sessions: watch::Sender<Option<Arc<Session>>>,
     events: Events,
-    problem: Mutex<Option<(HealthState, String)>>,
     blocked: watch::Sender<Option<Arc<str>>>,
+    problem: Mutex<Option<Problem>>,
+    /// That a token could not be renewed, while the connection still lasts.
+    stale: Mutex<Option<Problem>>,
 }
+
+type Problem = (HealthState, String);
 
 impl Link {
     /// Connects for the first time, and fails when that fails.
@@ -65,6 +79,7 @@ impl Link {
             events,
             problem: Mutex::new(None),
             blocked: watch::Sender::new(None),
+            stale: Mutex::new(None),
         });
         let session = shared.connect(0, deadline).await?;
         let listener = session.connection.events_listener();
@@ -83,14 +98,25 @@ impl Link {
         self.shared.blocked.subscribe()
     }
 
+    /// A further connection, which is closed when it is dropped, for what may cost the connection.
+    pub(crate) async fn another(&self, deadline: Instant) -> Result<Arc<Session>> {
+        self.shared.connect(0, deadline).await
+    }
+
+    /// What the server says about itself; nothing while disconnected.
+    pub(crate) fn server(&self) -> ServerInfo {
+        self.shared.sessions.borrow().as_ref().map(|session| session.server.clone()).unwrap_or_default()
+    }
+
     /// Opens a channel, on a connection that is awaited until the deadline.
     pub(crate) async fn channel(&self, deadline: Instant) -> Result<Channel> {
         open_channel(&mut self.sessions(), deadline).await
     }
 
     /// What is wrong now.
-    pub(crate) fn problem(&self) -> Option<(HealthState, String)> {
-        self.shared.problem.lock().clone()
+    pub(crate) fn problems(&self) -> impl Iterator<Item = (HealthState, String)> + use<> {
+        let problems = [self.shared.problem.lock().clone(), self.shared.stale.lock().clone()];
+        problems.into_iter().flatten()
     }
 
     /// Closes the connection and stops reconnecting.
@@ -98,12 +124,14 @@ impl Link {
         drop(self.supervisor.lock().take());
         let session = self.shared.sessions.send_replace(None);
         self.shared.set_problem(None);
-        match session {
-            Some(session) if session.connection.status().connected() => {
-                within(deadline, "close", session.connection.close(200, "OK".into())).await
-            }
-            _ => Ok(()),
+        self.shared.set_stale(None);
+        let Some(session) = session else { return Ok(()) };
+        let mut closed = Ok(());
+        if session.connection.status().connected() {
+            closed = within(deadline, "close", session.connection.close(200, "OK".into())).await;
         }
+        session.line.hang_up();
+        closed
     }
 }
 
@@ -135,46 +163,31 @@ impl Shared {
     /// Connects to the first host that answers, beginning with the one at `start`.
     async fn connect(&self, start: usize, deadline: Instant) -> Result<Arc<Session>> {
         let hosts = &self.target.hosts;
-        let mut failure = None;
+        let credentials = match timeout_at(deadline, self.target.login.credentials()).await {
+            Ok(credentials) => credentials?,
+            Err(_) => return Err(Error::new(ErrorKind::Timeout, "no token in time").with_operation("connect")),
+        };
+        let mut failure = not_connected();
         for tried in 0..hosts.len() {
             let (name, port) = &hosts[(start + tried) % hosts.len()];
-            // A host that swallows packets leaves time for the others.
-            let left = u32::try_from(hosts.len() - tried).unwrap_or(u32::MAX);
-            let until = Instant::now() + deadline.saturating_duration_since(Instant::now()) / left;
             let host = if name.contains(':') { format!("[{name}]:{port}") } else { format!("{name}:{port}") };
-            match timeout_at(until, Connection::connect_uri(self.uri(name, *port), self.properties())).await {
-                Ok(Ok(connection)) => return Ok(Arc::new(Session { connection, host })),
-                Ok(Err(error)) => {
-                    let error = map(&error, "connect").with_context("host", &host);
-                    // The server was reached and said no: the others will say the same.
-                    if matches!(error.kind(), ErrorKind::Unauthorized | ErrorKind::NotFound) {
-                        return Err(error.with_context("user", &self.target.user));
-                    }
-                    failure = Some(error);
+            // A host that swallows packets leaves time for the others.
+            let until = share(deadline, hosts.len() - tried);
+            match dial(&self.target, (name, *port), &credentials, self.properties(), until).await {
+                Ok(Dialed { connection, server, line }) => {
+                    return Ok(Arc::new(Session { connection, server, host, line, credentials }));
                 }
-                Err(_) => {
-                    let error = Error::new(ErrorKind::Connection, "the host did not answer in time");
-                    failure = Some(error.with_operation("connect").with_context("host", &host));
-                }
+                Err(error) => failure = error.with_context("host", &host),
+            }
+            // The server was reached and said no: the others will say the same.
+            if matches!(failure.kind(), ErrorKind::Unauthorized | ErrorKind::NotFound) {
+                return Err(match self.target.login.user() {
+                    "" => failure,
+                    user => failure.with_context("user", user),
+                });
             }
         }
-        Err(failure.unwrap_or_else(not_connected))
-    }
-
-    fn uri(&self, host: &str, port: u16) -> AMQPUri {
-        AMQPUri {
-            scheme: AMQPScheme::AMQP,
-            authority: AMQPAuthority {
-                userinfo: AMQPUserInfo {
-                    username: self.target.user.clone(),
-                    password: self.target.password.expose().to_owned(),
-                },
-                host: host.to_owned(),
-                port,
-            },
-            vhost: self.target.vhost.clone(),
-            query: AMQPQueryString { heartbeat: Some(self.target.heartbeat), ..AMQPQueryString::default() },
-        }
+        Err(failure)
     }
 
     fn properties(&self) -> ConnectionProperties {
@@ -188,9 +201,14 @@ impl Shared {
         self.events.emit(EventKind::Connected, &session.host, None);
     }
 
-    fn set_problem(&self, problem: Option<(HealthState, String)>) {
+    fn set_problem(&self, problem: Option<Problem>) {
         self.events.set_problem(&format!("amqp {} connection", self.role), problem.clone());
         *self.problem.lock() = problem;
+    }
+
+    fn set_stale(&self, stale: Option<Problem>) {
+        self.events.set_problem(&format!("amqp {} token", self.role), stale.clone());
+        *self.stale.lock() = stale;
     }
 
     async fn supervise(
@@ -200,7 +218,12 @@ impl Shared {
     ) {
         let mut attempt = 0_usize;
         loop {
-            let error = self.lost(&session, &mut listener).await.with_context("host", &session.host);
+            let error = tokio::select! {
+                error = self.lost(&session, &mut listener) => error.with_context("host", &session.host),
+                never = self.renew(&session) => match never {},
+            };
+            session.line.hang_up();
+            self.set_stale(None);
             self.set_problem(Some((HealthState::Down, format!("{} connection: {error}", self.role))));
             self.sessions.send_replace(None);
             self.events.emit(EventKind::Disconnected, &session.host, Some(error));
@@ -214,6 +237,10 @@ impl Shared {
                     Ok(session) => break session,
                     Err(error) => {
                         tracing::debug!(%error, "reconnect failed");
+                        if error.kind() == ErrorKind::Unauthorized {
+                            // Every refused login costs the server, and may lock the account.
+                            backoff = self.target.config.max_backoff;
+                        }
                         self.set_problem(Some((HealthState::Down, format!("{} connection: {error}", self.role))));
                     }
                 }
@@ -221,6 +248,42 @@ impl Shared {
             listener = Box::pin(session.connection.events_listener());
             self.up(&session);
         }
+    }
+
+    /// Gives the server new tokens before the old ones expire, for as long as it is polled.
+    async fn renew(&self, session: &Session) -> Infallible {
+        let mut current = session.credentials.clone();
+        loop {
+            let Some(wait) = current.renew_in else { return pending().await };
+            sleep(wait).await;
+            match self.renew_once(session, &current).await {
+                Ok(renewed) => {
+                    current = renewed;
+                    self.set_stale(None);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "renewing the token failed");
+                    let text = format!("{} connection: the token was not renewed: {error}", self.role);
+                    self.set_stale(Some((HealthState::Degraded, text)));
+                    current.renew_in = Some(RENEW_AGAIN);
+                }
+            }
+        }
+    }
+
+    async fn renew_once(&self, session: &Session, current: &Credentials) -> Result<Credentials> {
+        let deadline = Instant::now() + self.target.config.operation_timeout;
+        let renewed = match timeout_at(deadline, self.target.login.credentials()).await {
+            Ok(renewed) => renewed?,
+            Err(_) => return Err(Error::new(ErrorKind::Timeout, "no token in time").with_operation("renew token")),
+        };
+        if let Some((_, secret)) = &renewed.login
+            && renewed.login != current.login
+        {
+            let update = session.connection.update_secret(secret.expose().into(), "renewed".into());
+            within(deadline, "renew token", update).await?;
+        }
+        Ok(renewed)
     }
 
     /// Waits until the connection is lost; reports what happens before.
@@ -257,6 +320,12 @@ impl Shared {
             }
         }
         self.blocked.send_replace(None);
+        // The reason may come with the loss.
+        while let Some(Some(event)) = listener.next().now_or_never() {
+            if let Event::Error(error) = event {
+                last = Some(error);
+            }
+        }
         match last {
             Some(error) => map(&error, "connection"),
             None => Error::new(ErrorKind::Connection, "the connection was lost"),

@@ -6,17 +6,18 @@ use std::time::Duration;
 use futures::{FutureExt, StreamExt};
 use lapin::Channel;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
-use lapin::types::{FieldTable, ShortString};
+use lapin::types::ShortString;
 use queue_core::{Error, ErrorKind, EventKind, Result};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::consumer::{Inbox, Want};
-use crate::convert::short;
+use crate::convert::{arguments, short};
 use crate::error::{is_final, within};
 use crate::ledger::Ledger;
 use crate::link::{Session, open_channel};
-use crate::topology::bind;
+use crate::stream::{OFFSET, Place};
+use crate::topology::{Native, bind};
 
 /// Longest time that an acknowledgement waits for others to be written with.
 const MAX_AGE: Duration = Duration::from_millis(5);
@@ -115,11 +116,20 @@ pub(crate) async fn connect(inbox: &Inbox, sessions: &mut Sessions) -> Result<()
     let subscribed = subscribe(inbox, channel).await;
     if subscribed.is_err() {
         inbox.state.lock().lose_channel(inbox.prefetch);
-    } else if again && inbox.source.queue_name().is_none() {
-        let error = Error::new(ErrorKind::Connection, "a topic without a group keeps nothing while disconnected");
+    } else if again && let Some(why) = gap(inbox) {
+        let error = Error::new(ErrorKind::Connection, why);
         inbox.events.emit(EventKind::Gap, &inbox.source.to_string(), Some(error));
     }
     subscribed
+}
+
+/// Why messages may have passed by unseen while there was no subscription.
+fn gap(inbox: &Inbox) -> Option<&'static str> {
+    if inbox.source.queue_name().is_none() {
+        return Some("a topic without a group keeps nothing while disconnected");
+    }
+    let loose = inbox.state.lock().place.as_ref().is_some_and(Place::is_loose);
+    loose.then_some("a stream that is read from its end was disconnected before anything came")
 }
 
 async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
@@ -128,12 +138,10 @@ async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
         Some(name) => short(&name)?,
         None => own_queue(inbox, &channel, deadline).await?,
     };
-    let consume = channel.basic_consume(
-        queue.clone(),
-        ShortString::default(),
-        BasicConsumeOptions::default(),
-        FieldTable::default(),
-    );
+    let start = inbox.state.lock().place.as_ref().map(Place::next);
+    let arguments = arguments(start.map(|start| (OFFSET, start)))?;
+    let consume =
+        channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), arguments);
     let stream = within(deadline, "subscribe", consume).await.map_err(|e| e.with_context("queue", queue.as_str()))?;
     inbox.state.lock().stream = Some(stream);
     inbox.poller.wake();
@@ -143,9 +151,11 @@ async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
 /// Makes the queue of a topic's receiver without a group, which ends with the connection.
 async fn own_queue(inbox: &Inbox, channel: &Channel, deadline: Instant) -> Result<ShortString> {
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(ShortString::default(), options, FieldTable::default());
+    let asked = arguments(inbox.native.queue.iter().map(|(name, value)| (name.as_str(), value.clone())))?;
+    let declared = channel.queue_declare(ShortString::default(), options, asked);
     let queue = within(deadline, "subscribe", declared).await?.name().clone();
-    bind(channel, queue.as_str(), inbox.source.address.name(), deadline).await?;
+    let Native { binding, exchange_type, .. } = &inbox.native;
+    bind(channel, queue.as_str(), inbox.source.address.name(), binding, *exchange_type, deadline).await?;
     Ok(queue)
 }
 

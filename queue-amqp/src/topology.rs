@@ -1,29 +1,49 @@
-//! Queues, exchanges and bindings: looking, making, removing.
+//! Queues, exchanges and bindings: looking, making, comparing, removing.
 
-use std::collections::BTreeMap;
+mod arguments;
+mod declare;
+mod kind;
+mod known;
+mod native;
+mod refusal;
 
 use lapin::options::{
     ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
     QueuePurgeOptions,
 };
-use lapin::types::{AMQPValue, FieldTable};
+use lapin::types::FieldTable;
 use lapin::{Channel, ExchangeKind, Queue};
-use queue_core::{Address, Entry, Error, ErrorKind, Result};
+use queue_core::{Address, Entry, Error, ErrorKind, Options, Result};
 use tokio::time::Instant;
 
-use crate::convert::{argument, arguments, short};
+pub(crate) use self::known::{Facts, Known, has_priorities};
+pub(crate) use self::native::{Arguments, Binding, ExchangeType, Native, QueueType};
+
+use self::arguments::Wanted;
+use crate::convert::{arguments as table, short};
 use crate::error::within;
 use crate::link::Link;
+use crate::server::ServerInfo;
 
-/// How many deliveries beyond the library's own limit the broker allows: losses and releases count there too.
-const BACKSTOP: u32 = 20;
-/// Matches every routing key on a topic exchange; a fanout exchange looks at none.
+/// Matches every routing key on a topic exchange; a fanout exchange looks at none, a headers exchange neither.
 const ANY_KEY: &str = "#";
+/// The share of a consistent-hash exchange that a queue gets, relative to others.
+const ONE_SHARE: &str = "1";
 
 /// Asks on a channel of its own, because a refusal closes the channel.
 pub(crate) struct Topologist<'a> {
     pub(crate) link: &'a Link,
+    pub(crate) server: &'a ServerInfo,
+    /// Arguments of every queue that is made, unless it asks for others.
+    pub(crate) defaults: &'a Arguments,
+    pub(crate) known: &'a Known,
     pub(crate) deadline: Instant,
+}
+
+/// Reads the options of an address.
+pub(crate) fn native(address: &Address, options: &Options) -> Result<Native> {
+    let native = if address.is_topic() { Native::of_topic(options) } else { Native::of_queue(options) };
+    native.map_err(|e| e.with_context("address", address))
 }
 
 impl Topologist<'_> {
@@ -37,99 +57,93 @@ impl Topologist<'_> {
         self.declare_queue(name, options, FieldTable::default()).await
     }
 
-    /// Whether the queue exists, be it for another connection only.
-    pub(crate) async fn queue_exists(&self, name: &str) -> Result<()> {
-        match self.queue(name).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
-            Err(error) => Err(error),
+    /// Fails when a queue or an exchange is known not to exist. It may exist for another connection only; and newer
+    /// servers show it to nobody who has no right on it, though for sending to a queue none is needed.
+    pub(crate) async fn is_not_missing(&self, address: &Address) -> Result<()> {
+        let found = match address.is_topic() {
+            true => self.exchange(address.name()).await,
+            false => self.queue(address.name()).await.map(|_| ()),
+        };
+        match found {
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unauthorized) => Ok(()),
+            found => found,
         }
-    }
-
-    async fn declare_queue(&self, name: &str, options: QueueDeclareOptions, arguments: FieldTable) -> Result<Queue> {
-        let channel = self.channel().await?;
-        within(self.deadline, "declare", channel.queue_declare(short(name)?, options, arguments))
-            .await
-            .map_err(|e| e.with_context("queue", name))
     }
 
     /// The exchange, or `NotFound`.
     pub(crate) async fn exchange(&self, name: &str) -> Result<()> {
-        self.declare_exchange(name, true, FieldTable::default()).await
-    }
-
-    async fn declare_exchange(&self, name: &str, passive: bool, arguments: FieldTable) -> Result<()> {
         let channel = self.channel().await?;
-        let options = ExchangeDeclareOptions { passive, durable: true, ..ExchangeDeclareOptions::default() };
-        within(
-            self.deadline,
-            "declare",
-            channel.exchange_declare(short(name)?, ExchangeKind::Fanout, options, arguments),
-        )
-        .await
-        .map_err(|e| e.with_context("exchange", name))
+        let options = ExchangeDeclareOptions { passive: true, durable: true, ..ExchangeDeclareOptions::default() };
+        let declared = channel.exchange_declare(short(name)?, ExchangeKind::Fanout, options, FieldTable::default());
+        within(self.deadline, "declare", declared).await.map_err(|e| e.with_context("exchange", name))
     }
 
-    /// Creates what is missing of an entry.
+    /// Creates what is missing of an entry, and refuses what differs from what it asks for.
     pub(crate) async fn declare(&self, entry: &Entry) -> Result<()> {
+        let native = native(&entry.address, &entry.native)?;
         let name = entry.address.name();
-        let queue = entry.source().queue_name();
         if entry.address.is_topic() {
-            // What the entry asks for in particular concerns the queue, where there is one.
-            let native = if queue.is_some() { FieldTable::default() } else { native(&entry.native)? };
             match self.exchange(name).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => self.declare_exchange(name, false, native).await?,
-                Ok(()) if native != FieldTable::default() => self.declare_exchange(name, false, native).await?,
+                Err(error) if error.kind() == ErrorKind::NotFound => self.make_exchange(name, &native).await?,
+                Ok(()) => self.compare_exchange(name, &native).await?,
                 other => other?,
             }
         }
-        let Some(queue) = queue else { return Ok(()) };
+        let Some(queue) = entry.source().queue_name() else { return Ok(()) };
+        let wanted = Wanted::new(entry, &native, self.defaults, self.server)?;
         match self.queue(&queue).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => self.create(&queue, entry).await?,
-            Ok(_) if !entry.native.is_empty() => self.compare(&queue, entry).await?,
-            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                let made = self.make_queue(&queue, &wanted).await?;
+                self.known.made(&queue, &made);
+            }
+            Ok(_) => self.compare_queue(&queue, &wanted).await?,
             Err(error) => return Err(error),
         }
         if entry.address.is_topic() {
+            let mut binding = native.binding.clone();
+            if binding.is_default() {
+                // What was said once about this group is not widened by a handle that says nothing.
+                binding = self.known.of(&queue).binding.unwrap_or_default();
+            } else {
+                self.known.bound(&queue, &binding);
+            }
             let channel = self.channel().await?;
-            bind(&channel, &queue, name, self.deadline).await?;
+            bind(&channel, &queue, name, &binding, native.exchange_type, self.deadline).await?;
         }
         Ok(())
     }
 
-    async fn create(&self, queue: &str, entry: &Entry) -> Result<()> {
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        match self.declare_queue(queue, options, queue_arguments(entry)?).await {
-            // Somebody else was faster.
-            Err(error) if error.kind() == ErrorKind::Conflict => self.compare(queue, entry).await,
-            other => other.map(|_| ()),
-        }
+    async fn compare_exchange(&self, name: &str, native: &Native) -> Result<()> {
+        let asks = native.exchange_type.is_some() || !native.exchange.is_empty();
+        if asks { self.make_exchange(name, native).await } else { Ok(()) }
     }
 
-    /// Refuses an existing queue when one of the arguments that the entry names is what the server finds to differ.
-    async fn compare(&self, queue: &str, entry: &Entry) -> Result<()> {
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        match self.declare_queue(queue, options, queue_arguments(entry)?).await {
-            Err(error)
-                if error.kind() == ErrorKind::Conflict
-                    && !entry.native.keys().any(|name| error.message().contains(&format!("'{name}'"))) =>
-            {
-                tracing::debug!(%error, "taken as it is");
-                Ok(())
+    async fn compare_queue(&self, name: &str, wanted: &Wanted) -> Result<()> {
+        if !wanted.asked.is_empty() {
+            let found = self.make_queue(name, wanted).await?;
+            self.known.made(name, &found);
+        } else if self.known.of(name).kind.is_none() {
+            // To say exactly what it can do; whoever may not read it is none the wiser.
+            match self.kind(name).await {
+                Ok(Some(kind)) => self.known.is_of(name, kind),
+                Ok(None) => {}
+                Err(error) => tracing::debug!(%error, queue = name, "the type of the queue is not known"),
             }
-            other => other.map(|_| ()),
         }
+        Ok(())
     }
 
-    /// Checks that an entry exists.
+    /// Checks that an entry exists and is what it asks for. Whether a queue is bound cannot be asked.
     pub(crate) async fn verify(&self, entry: &Entry) -> Result<()> {
+        let native = native(&entry.address, &entry.native)?;
         if entry.address.is_topic() {
             self.exchange(entry.address.name()).await?;
+            self.compare_exchange(entry.address.name(), &native).await?;
         }
-        match entry.source().queue_name() {
-            Some(queue) => self.queue(&queue).await.map(|_| ()),
-            None => Ok(()),
-        }
+        let Some(queue) = entry.source().queue_name() else { return Ok(()) };
+        let wanted = Wanted::new(entry, &native, self.defaults, self.server)?;
+        self.queue(&queue).await?;
+        self.compare_queue(&queue, &wanted).await
     }
 
     /// Deletes an exchange and these queues, as far as they exist.
@@ -142,6 +156,7 @@ impl Topologist<'_> {
             )?;
         }
         for queue in queues {
+            self.known.forget(queue);
             let deleted = channel.queue_delete(short(queue)?, QueueDeleteOptions::default());
             missing_is_fine(within(self.deadline, "delete", deleted).await.map(|_| ()))?;
         }
@@ -150,8 +165,13 @@ impl Topologist<'_> {
 
     /// Empties these queues.
     pub(crate) async fn purge(&self, queues: &[String]) -> Result<()> {
-        let channel = self.channel().await?;
         for queue in queues {
+            // Asked to purge a stream, the server closes the connection.
+            if self.kind(queue).await? == Some(QueueType::Stream) {
+                let why = "a stream cannot be purged; its messages go by age and size";
+                return Err(Error::unsupported(why).with_operation("purge").with_context("queue", queue));
+            }
+            let channel = self.channel().await?;
             within(self.deadline, "purge", channel.queue_purge(short(queue)?, QueuePurgeOptions::default()))
                 .await
                 .map_err(|e| e.with_context("queue", queue))?;
@@ -167,52 +187,41 @@ fn missing_is_fine(result: Result<()>) -> Result<()> {
     }
 }
 
-/// Binds a queue to an exchange for every message.
-pub(crate) async fn bind(channel: &Channel, queue: &str, exchange: &str, deadline: Instant) -> Result<()> {
-    let (queue, source) = (short(queue)?, short(exchange)?);
-    within(
-        deadline,
-        "bind",
-        channel.queue_bind(queue, source, short(ANY_KEY)?, QueueBindOptions::default(), FieldTable::default()),
-    )
-    .await
-    .map_err(|e| e.with_context("exchange", exchange))
-}
-
-fn native(options: &BTreeMap<String, String>) -> Result<FieldTable> {
-    arguments(options.iter().map(|(name, value)| (name.as_str(), argument(value))))
-}
-
-/// The arguments of a queue that is created for an entry.
-fn queue_arguments(entry: &Entry) -> Result<FieldTable> {
-    let mut table = arguments([("x-queue-type", AMQPValue::LongString("quorum".into()))])?;
-    if let Some(address) = &entry.dead_letter {
-        table.insert(short("x-dead-letter-exchange")?, AMQPValue::LongString("".into()));
-        table.insert(short("x-dead-letter-routing-key")?, AMQPValue::LongString(address.name().into()));
-        if let Some(most) = entry.max_deliveries {
-            table.insert(short("x-delivery-limit")?, AMQPValue::LongLongInt(most.saturating_add(BACKSTOP).into()));
-        }
+/// Binds a queue to an exchange, for every message unless keys are given. Bindings of other keys stay.
+pub(crate) async fn bind(
+    channel: &Channel,
+    queue: &str,
+    exchange: &str,
+    binding: &Binding,
+    kind: Option<ExchangeType>,
+    deadline: Instant,
+) -> Result<()> {
+    let every = match kind {
+        Some(ExchangeType::Direct) => None,
+        Some(ExchangeType::ConsistentHash) => Some(ONE_SHARE),
+        _ => Some(ANY_KEY),
+    };
+    let mut keys: Vec<&str> = binding.keys.iter().map(String::as_str).collect();
+    if keys.is_empty() {
+        keys.extend(every);
     }
-    if let Some(kept) = entry.retention {
-        let millis = i64::try_from(kept.as_millis()).map_err(|_| {
-            Error::new(ErrorKind::InvalidInput, "the retention is too long").with_context("queue", entry.address.name())
-        })?;
-        table.insert(short("x-message-ttl")?, AMQPValue::LongLongInt(millis));
+    if keys.is_empty() {
+        let why = "a direct exchange has no key for everything: set `binding_key`";
+        return Err(Error::new(ErrorKind::InvalidConfig, why)
+            .with_operation("bind")
+            .with_context("option", "binding_key")
+            .with_context("exchange", exchange));
     }
-    if let Some(copies) = entry.replication {
-        table.insert(short("x-quorum-initial-group-size")?, AMQPValue::LongLongInt(copies.into()));
+    let arguments = table(binding.arguments.iter().map(|(name, value)| (name.as_str(), value.clone())))?;
+    for key in keys {
+        let bound = channel.queue_bind(
+            short(queue)?,
+            short(exchange)?,
+            short(key)?,
+            QueueBindOptions::default(),
+            arguments.clone(),
+        );
+        within(deadline, "bind", bound).await.map_err(|e| e.with_context("exchange", exchange))?;
     }
-    for (name, value) in native(&entry.native)?.inner() {
-        table.insert(name.clone(), value.clone());
-    }
-    // A classic queue counts no deliveries.
-    if entry.native.get("x-queue-type").is_some_and(|kind| kind != "quorum") {
-        let quorums = ["x-delivery-limit", "x-quorum-initial-group-size"];
-        let kept = table
-            .inner()
-            .iter()
-            .filter(|(name, _)| entry.native.contains_key(name.as_str()) || !quorums.contains(&name.as_str()));
-        table = kept.map(|(n, v)| (n.clone(), v.clone())).collect::<BTreeMap<_, _>>().into();
-    }
-    Ok(table)
+    Ok(())
 }

@@ -88,7 +88,6 @@ async fn attempt(url: &str, what: &str, rights: &[String; 3]) -> Result<(), Erro
     api(url, "PUT", &format!("/api/permissions/%2F/{name}"), &body).await;
     let hosts = url.rsplit_once('@').unwrap().1;
     let user = format!("amqp://{name}:secret@{hosts}");
-    eprintln!("{what} {rights:?}");
     let done = soon(use_it(&admin, &user, what, &name)).await;
     let topic = Address::topic(&name).unwrap();
     let queue = Address::queue(&name).unwrap();

@@ -10,7 +10,7 @@ use toml::Spanned;
 use crate::address::Address;
 use crate::broker::{CloseReport, Driver, Options};
 use crate::client::Client;
-use crate::config::{Endpoint, option_names, parse_options, unknown_option};
+use crate::config::{Endpoint, family, option_names, parse_options, unknown_option};
 use crate::error::{Error, ErrorKind, Result};
 use crate::receiver::{ReceiverBuilder, ReceiverConfig};
 use crate::sender::{SenderBuilder, SenderConfig};
@@ -19,8 +19,9 @@ use crate::sender::{SenderBuilder, SenderConfig};
 ///
 /// A broker has a `url` and any option of the URL; a sender `broker`, `to` and any option of [`SenderConfig`]; a
 /// receiver `broker`, `from` and any option of [`ReceiverConfig`]. `${NAME}` and `${NAME:-default}` in a text stand for
-/// an environment variable. Tables inside a broker are options of its native client
-/// (`[brokers.main.kafka] "linger.ms" = 5`).
+/// an environment variable. Tables inside a broker are its own options (`[brokers.main.kafka] "linger.ms" = 5`), tables
+/// inside a sender or receiver the broker's own options of that address (`amqp.x-max-length = 1000`); they bear the name
+/// of the broker's scheme, and those of other schemes are left alone, so that one file serves several brokers.
 ///
 /// ```
 /// # use queue_core::{Bindings, memory};
@@ -50,8 +51,20 @@ pub struct Bindings {
     brokers: BTreeMap<String, Endpoint>,
     /// The line of each option of each broker; whether its driver knows it shows when it connects.
     lines: BTreeMap<(String, String), usize>,
-    senders: BTreeMap<String, (String, Address, SenderConfig, Options)>,
-    receivers: BTreeMap<String, (String, Address, ReceiverConfig, Options)>,
+    senders: BTreeMap<String, Handle<SenderConfig>>,
+    receivers: BTreeMap<String, Handle<ReceiverConfig>>,
+}
+
+/// A sender or a receiver of the file.
+#[derive(Debug, Clone)]
+struct Handle<T> {
+    broker: String,
+    address: Address,
+    config: T,
+    /// The options that are its own, as texts.
+    set: Options,
+    /// Those of its broker's own.
+    native: Options,
 }
 
 type Table = BTreeMap<Spanned<String>, Spanned<toml::Value>>;
@@ -117,12 +130,12 @@ impl Bindings {
             bindings.brokers.insert(name, endpoint);
         }
         for (name, table) in parsed.senders {
-            let (b, to, config, set) = handle(&name, table, "to", &bindings.brokers, &place)?;
-            bindings.senders.insert(name, (b, to, config, set));
+            let sender = handle(&name, table, "to", &bindings.brokers, &place)?;
+            bindings.senders.insert(name, sender);
         }
         for (name, table) in parsed.receivers {
-            let (b, from, config, set) = handle(&name, table, "from", &bindings.brokers, &place)?;
-            bindings.receivers.insert(name, (b, from, config, set));
+            let receiver = handle(&name, table, "from", &bindings.brokers, &place)?;
+            bindings.receivers.insert(name, receiver);
         }
         Ok(bindings)
     }
@@ -133,7 +146,7 @@ impl Bindings {
     /// As [`Client::connect_with`], with the broker's name.
     pub async fn connect_with(&self, drivers: &[Driver]) -> Result<Connections> {
         let named: BTreeSet<&String> =
-            self.senders.values().map(|s| &s.0).chain(self.receivers.values().map(|r| &r.0)).collect();
+            self.senders.values().map(|s| &s.broker).chain(self.receivers.values().map(|r| &r.broker)).collect();
         let used = self.brokers.iter().filter(|(name, _)| named.contains(name));
         let clients = try_join_all(used.map(async |(name, endpoint)| {
             match Client::connect_endpoint(endpoint.clone(), drivers).await {
@@ -187,7 +200,8 @@ fn broker(name: &str, table: Table, place: &dyn Fn(Error, usize) -> Error) -> Re
     Ok(endpoint)
 }
 
-type Handle<T> = (String, Address, T, Options);
+/// Schemes whose options may stand in a file although it names no such broker.
+const SCHEMES: [&str; 4] = ["amqp", "kafka", "sqs", "memory"];
 
 fn handle<T: serde::de::DeserializeOwned>(
     name: &str,
@@ -197,12 +211,21 @@ fn handle<T: serde::de::DeserializeOwned>(
     place: &dyn Fn(Error, usize) -> Error,
 ) -> Result<Handle<T>> {
     let known: Vec<&str> = ["broker", address_key].into_iter().chain(option_names::<T>().iter().copied()).collect();
+    let families: BTreeSet<&str> = brokers.values().map(|e| family(&e.scheme)).chain(SCHEMES).collect();
     let (mut broker, mut address, mut options, mut start) = (None, None, Options::new(), 0);
+    let mut natives = Options::new();
     for (key, value) in table {
         let at = key.span().start;
         start = at;
         let key = key.into_inner();
         let fail = |error: Error| place(error.with_context("key", &key), at);
+        let in_family = |prefix: &str| families.contains(prefix);
+        if key.split_once('.').is_some_and(|(prefix, _)| in_family(prefix))
+            || value.as_ref().is_table() && in_family(&key)
+        {
+            flatten(&key, value.as_ref(), &mut natives).map_err(fail)?;
+            continue;
+        }
         if !known.contains(&key.as_str()) {
             return Err(fail(unknown_option(&key, &known)));
         }
@@ -230,7 +253,9 @@ fn handle<T: serde::de::DeserializeOwned>(
     let broker = broker.or(only).ok_or_else(|| missing("broker"))?;
     let address = address.ok_or_else(|| missing(address_key))?;
     let config = parse_options(&options).map_err(|e| place(e, start))?;
-    Ok((broker, address, config, options))
+    let own = format!("{}.", brokers.get(&broker).map_or("", |e| family(&e.scheme)));
+    let native = natives.into_iter().filter_map(|(k, v)| Some((k.strip_prefix(&own)?.to_owned(), v))).collect();
+    Ok(Handle { broker, address, config, set: options, native })
 }
 
 /// The text of a value that is not a table or an array, with environment variables put in.
@@ -289,9 +314,10 @@ impl Connections {
     /// Opens the sender of this name: `connections.sender("orders").await?`.
     pub fn sender(&self, name: &str) -> SenderBuilder {
         match self.bindings.senders.get(name) {
-            Some((broker, to, config, set)) => {
-                let config = self.over_defaults(broker, config, set);
-                SenderBuilder::new(self.target(broker, to), config)
+            Some(handle) => {
+                let mut config = self.over_defaults(handle);
+                config.native.clone_from(&handle.native);
+                SenderBuilder::new(self.target(handle), config)
             }
             None => {
                 SenderBuilder::new(Err(self.unknown("sender", name, self.bindings.senders.keys())), Default::default())
@@ -302,9 +328,10 @@ impl Connections {
     /// Opens the receiver of this name.
     pub fn receiver(&self, name: &str) -> ReceiverBuilder {
         match self.bindings.receivers.get(name) {
-            Some((broker, from, config, set)) => {
-                let config = self.over_defaults(broker, config, set);
-                ReceiverBuilder::new(self.target(broker, from), config)
+            Some(handle) => {
+                let mut config = self.over_defaults(handle);
+                config.native.clone_from(&handle.native);
+                ReceiverBuilder::new(self.target(handle), config)
             }
             None => ReceiverBuilder::new(
                 Err(self.unknown("receiver", name, self.bindings.receivers.keys())),
@@ -328,14 +355,14 @@ impl Connections {
         report
     }
 
-    fn target(&self, broker: &str, address: &Address) -> Result<(Client, Address)> {
-        let client = self.clients.get(broker).ok_or_else(|| Error::closed("broker"))?;
-        Ok((client.clone(), address.clone()))
+    fn target<T>(&self, handle: &Handle<T>) -> Result<(Client, Address)> {
+        let client = self.clients.get(&handle.broker).ok_or_else(|| Error::closed("broker"))?;
+        Ok((client.clone(), handle.address.clone()))
     }
 
     /// The handle's own options over those of the broker, which hold for all of its handles.
-    fn over_defaults<T: serde::de::DeserializeOwned + Clone>(&self, broker: &str, own: &T, set: &Options) -> T {
-        let Some(endpoint) = self.bindings.brokers.get(broker) else { return own.clone() };
+    fn over_defaults<T: serde::de::DeserializeOwned + Clone>(&self, handle: &Handle<T>) -> T {
+        let Some(endpoint) = self.bindings.brokers.get(&handle.broker) else { return handle.config.clone() };
         let names = option_names::<T>();
         let mut options: Options = endpoint
             .options
@@ -343,8 +370,8 @@ impl Connections {
             .filter(|(k, _)| names.contains(&k.as_str()))
             .map(|(k, v)| (k.clone(), v.clone()))
             .collect();
-        options.extend(set.clone());
-        parse_options(&options).unwrap_or_else(|_| own.clone())
+        options.extend(handle.set.clone());
+        parse_options(&options).unwrap_or_else(|_| handle.config.clone())
     }
 
     fn unknown<'a>(&self, what: &str, name: &str, known: impl Iterator<Item = &'a String>) -> Error {

@@ -65,13 +65,22 @@ pub struct ProducerOptions {
     pub window: usize,
     /// Whether a message that reaches no queue is an error on a topic as well. Always so for queues.
     pub require_route: bool,
+    /// The broker's own options of the address. What they say about its making is the business of `declare`, which got
+    /// them too.
+    pub native: Options,
     /// Where events go.
     pub events: Events,
 }
 
 impl Default for ProducerOptions {
     fn default() -> Self {
-        Self { deadline: Duration::from_secs(30), window: 8192, require_route: false, events: Events::new() }
+        Self {
+            deadline: Duration::from_secs(30),
+            window: 8192,
+            require_route: false,
+            native: Options::new(),
+            events: Events::new(),
+        }
     }
 }
 
@@ -87,6 +96,9 @@ pub struct ConsumerOptions {
     pub lease: Duration,
     /// The order that the receiver asked for.
     pub ordering: Ordering,
+    /// The broker's own options of the address. What they say about its making is the business of `declare`, which got
+    /// them too; the rest, such as how a topic without a group is read, is the consumer's.
+    pub native: Options,
     /// Where events go.
     pub events: Events,
 }
@@ -98,6 +110,7 @@ impl Default for ConsumerOptions {
             prefetch_bytes: 64 << 20,
             lease: Duration::from_secs(30),
             ordering: Ordering::None,
+            native: Options::new(),
             events: Events::new(),
         }
     }

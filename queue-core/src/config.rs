@@ -60,8 +60,8 @@ pub struct Endpoint {
     pub path: Option<String>,
     /// Options of the driver; those of the handles have been taken out when a driver sees this.
     pub options: Options,
-    /// Options for the broker's own client, from keys that start with the scheme and a dot (`kafka.linger.ms`), without
-    /// that prefix.
+    /// The broker's own options, from keys that start with the scheme and a dot (`kafka.linger.ms`), without that
+    /// prefix. A scheme with TLS is called as without (`amqp.x-queue-type` for `amqps` too).
     pub native: Options,
     /// How long connecting may take in all. Default: 10 s.
     pub connect_timeout: Duration,
@@ -158,7 +158,7 @@ fn parse_host(text: &str) -> Result<Host> {
 impl Endpoint {
     /// Moves options that start with the scheme and a dot to `native`.
     pub(crate) fn split_native(&mut self) {
-        let prefix = format!("{}.", self.scheme);
+        let prefix = format!("{}.", family(&self.scheme));
         let (native, own) =
             std::mem::take(&mut self.options).into_iter().partition(|(key, _)| key.starts_with(&prefix));
         self.options = own;
@@ -246,8 +246,18 @@ pub(crate) fn parse_options<T: DeserializeOwned>(options: &Options) -> Result<T>
     })
 }
 
-/// The error of an unknown option, with the nearest of those that are known.
-pub(crate) fn unknown_option(option: &str, known: &[&str]) -> Error {
+/// The name under which a scheme's own options stand: that of the scheme without TLS.
+pub(crate) fn family(scheme: &str) -> &str {
+    match scheme {
+        "amqps" => "amqp",
+        other => other,
+    }
+}
+
+/// Makes the error of an unknown option, with the nearest of those that are known; for adapters, whose own options the
+/// core does not know.
+#[must_use]
+pub fn unknown_option(option: &str, known: &[&str]) -> Error {
     let error = Error::new(ErrorKind::InvalidConfig, format!("unknown option `{option}`"))
         .with_operation("configure")
         .with_context("option", option);
@@ -376,6 +386,7 @@ mod tests {
 
     #[test]
     fn native_options_are_set_apart() {
+        assert_eq!(parse("amqps://a?amqp.x-a=1").unwrap().native.keys().collect::<Vec<_>>(), ["x-a"]);
         let endpoint = parse("kafka://a,b:9?kafka.linger.ms=5&client_id=x").unwrap();
         assert_eq!(endpoint.native.get("linger.ms").map(String::as_str), Some("5"));
         assert_eq!(endpoint.options.len(), 1);

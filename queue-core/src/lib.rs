@@ -39,7 +39,7 @@ pub use crate::broker::{
 pub use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
 pub use crate::client::Client;
 pub use crate::completion::Completion;
-pub use crate::config::{Endpoint, Host, option_names};
+pub use crate::config::{Endpoint, Host, option_names, unknown_option};
 pub use crate::consumer::{AckReport, AckToken, Answer, Consumer, Position, Received, Settled, Undecodable};
 pub use crate::delivery::{Answered, Batch, BatchIntoIter, BatchItem, Delivery, Extended, Ticket};
 pub use crate::error::{Error, ErrorKind, Outcome, Result};

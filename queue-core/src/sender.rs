@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::address::Address;
 use crate::block::Block;
-use crate::broker::{CloseReport, ProducerOptions};
+use crate::broker::{CloseReport, Options, ProducerOptions};
 use crate::capability::Capabilities;
 use crate::client::{Client, ClientInner};
 use crate::error::{Error, ErrorKind, Result};
@@ -54,6 +54,10 @@ pub struct SenderConfig {
     pub require_route: bool,
     /// What opening does about the address. Default: `create`.
     pub declare: Declare,
+    /// The broker's own options of the address, by its own names. In a file they stand under the name of the broker's
+    /// scheme (`amqp.x-max-length = 1000`); those under other schemes are left alone. Default: none.
+    #[serde(skip)]
+    pub native: Options,
 }
 
 impl Default for SenderConfig {
@@ -66,6 +70,7 @@ impl Default for SenderConfig {
             linger: Duration::from_millis(2),
             require_route: false,
             declare: Declare::Create,
+            native: Options::new(),
         }
     }
 }
@@ -130,6 +135,13 @@ impl SenderBuilder {
         self.config.declare = declare;
         self
     }
+
+    /// Sets one of the broker's own options of the address, as its adapter documents them
+    /// (`.native("x-max-length", "1000")`). One that the broker does not know is an error. Default: none.
+    pub fn native(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.native.insert(name.into(), value.into());
+        self
+    }
 }
 
 impl IntoFuture for SenderBuilder {
@@ -149,12 +161,15 @@ impl SenderBuilder {
         inner.check_open()?;
         checked(&config)?;
         inner.register_name(&to)?;
-        let topology = Topology::from_iter([Entry::new(to.clone())]);
+        let mut entry = Entry::new(to.clone());
+        entry.native.clone_from(&config.native);
+        let topology = Topology::from_iter([entry]);
         inner.prepare(config.declare, &topology).await?;
         let options = ProducerOptions {
             deadline: config.deadline,
             window: config.window,
             require_route: config.require_route,
+            native: config.native.clone(),
             events: inner.events.clone(),
         };
         let opened = inner.broker.producer(&to, &options).await;

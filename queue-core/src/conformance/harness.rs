@@ -1,5 +1,7 @@
 //! What the suite needs to know about a broker.
 
+use std::net::SocketAddr;
+
 use async_trait::async_trait;
 
 use crate::address::Address;
@@ -38,12 +40,21 @@ pub trait Harness: Send + Sync + 'static {
         std::env::var(self.variable()).ok().filter(|url| !url.is_empty())
     }
 
-    /// Connects a client of its own. Every client reaches the same broker. Default: [`Client::connect_with`].
+    /// Connects a client of its own. Every client reaches the same broker. Default: [`connect_to`](Self::connect_to) the
+    /// harness' own URL.
     ///
     /// # Errors
     /// When the broker cannot be reached.
     async fn connect(&self) -> Result<Client> {
-        Client::connect_with(&self.url().unwrap_or_default(), self.drivers()).await
+        self.connect_to(&self.url().unwrap_or_default()).await
+    }
+
+    /// Connects a client to the broker by another URL. Default: [`Client::connect_with`].
+    ///
+    /// # Errors
+    /// When the broker cannot be reached.
+    async fn connect_to(&self, url: &str) -> Result<Client> {
+        Client::connect_with(url, self.drivers()).await
     }
 
     /// The end of every name, such as `.fifo`. Default: nothing.
@@ -77,11 +88,34 @@ pub trait Harness: Send + Sync + 'static {
         Ok(Fault::Cannot)
     }
 
-    /// Stops the broker and starts it again with what it had stored; returns when it takes connections.
+    /// How many faults a stream of messages sees in [`run_faults`](super::run_faults), and for how many seconds (5 to
+    /// 20) a broker is frozen or a link cut. Default: what the environment variable `FAULTS` holds, or 3.
+    fn faults(&self) -> usize {
+        std::env::var("FAULTS").ok().and_then(|count| count.parse().ok()).unwrap_or(3)
+    }
+
+    /// Stops the broker in good order and starts it again with what it had stored; returns when it takes connections.
     ///
     /// # Errors
     /// When the broker does not come back.
     async fn restart(&self) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+
+    /// Ends the broker at once, as a crash does. It stays down until [`start`](Self::start).
+    ///
+    /// # Errors
+    /// When it cannot be done now.
+    async fn kill(&self) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+
+    /// Has the broker run: starts one that is down with what it had stored, thaws one that is frozen; returns when it
+    /// takes connections.
+    ///
+    /// # Errors
+    /// When the broker does not come back.
+    async fn start(&self) -> Result<Fault> {
         Ok(Fault::Cannot)
     }
 
@@ -99,6 +133,20 @@ pub trait Harness: Send + Sync + 'static {
     /// When it cannot be done now.
     async fn freeze(&self, _frozen: bool) -> Result<Fault> {
         Ok(Fault::Cannot)
+    }
+
+    /// Has the broker take no messages (`true`), as when it is short of memory, or take them again. Receivers go on.
+    ///
+    /// # Errors
+    /// When it cannot be done now.
+    async fn block(&self, _blocked: bool) -> Result<Fault> {
+        Ok(Fault::Cannot)
+    }
+
+    /// Where the broker listens, where its URL holds just this address and clients talk to nothing else: the suite puts
+    /// a link of its own between, to cut and to slow. Default: none.
+    fn upstream(&self) -> Option<SocketAddr> {
+        None
     }
 }
 
@@ -124,6 +172,10 @@ impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
         (**self).connect().await
     }
 
+    async fn connect_to(&self, url: &str) -> Result<Client> {
+        (**self).connect_to(url).await
+    }
+
     fn suffix(&self) -> &str {
         (**self).suffix()
     }
@@ -144,8 +196,20 @@ impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
         (**self).inject_undecodable(queue).await
     }
 
+    fn faults(&self) -> usize {
+        (**self).faults()
+    }
+
     async fn restart(&self) -> Result<Fault> {
         (**self).restart().await
+    }
+
+    async fn kill(&self) -> Result<Fault> {
+        (**self).kill().await
+    }
+
+    async fn start(&self) -> Result<Fault> {
+        (**self).start().await
     }
 
     async fn disconnect(&self) -> Result<Fault> {
@@ -154,5 +218,13 @@ impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
 
     async fn freeze(&self, frozen: bool) -> Result<Fault> {
         (**self).freeze(frozen).await
+    }
+
+    async fn block(&self, blocked: bool) -> Result<Fault> {
+        (**self).block(blocked).await
+    }
+
+    fn upstream(&self) -> Option<SocketAddr> {
+        (**self).upstream()
     }
 }

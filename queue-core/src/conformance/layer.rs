@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -257,6 +258,10 @@ impl<H: Harness, L: BrokerLayer + 'static> Harness for Layered<H, L> {
         Ok(self.inner.connect().await?.layer(&self.layer))
     }
 
+    async fn connect_to(&self, url: &str) -> Result<Client> {
+        Ok(self.inner.connect_to(url).await?.layer(&self.layer))
+    }
+
     fn suffix(&self) -> &str {
         self.inner.suffix()
     }
@@ -277,8 +282,20 @@ impl<H: Harness, L: BrokerLayer + 'static> Harness for Layered<H, L> {
         self.inner.inject_undecodable(queue).await
     }
 
+    fn faults(&self) -> usize {
+        self.inner.faults()
+    }
+
     async fn restart(&self) -> Result<Fault> {
         self.inner.restart().await
+    }
+
+    async fn kill(&self) -> Result<Fault> {
+        self.inner.kill().await
+    }
+
+    async fn start(&self) -> Result<Fault> {
+        self.inner.start().await
     }
 
     async fn disconnect(&self) -> Result<Fault> {
@@ -287,5 +304,13 @@ impl<H: Harness, L: BrokerLayer + 'static> Harness for Layered<H, L> {
 
     async fn freeze(&self, frozen: bool) -> Result<Fault> {
         self.inner.freeze(frozen).await
+    }
+
+    async fn block(&self, blocked: bool) -> Result<Fault> {
+        self.inner.block(blocked).await
+    }
+
+    fn upstream(&self) -> Option<SocketAddr> {
+        self.inner.upstream()
     }
 }

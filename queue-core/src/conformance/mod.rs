@@ -2,7 +2,8 @@
 //!
 //! Behind the feature `conformance`. Each case is named by the promise it proves and belongs to a group: **A** round
 //! trip, **B** send, **C** receive and topics, **D** answers and dead letters, **E** order, **F** time, **H** life of
-//! handles and brokers, **I** configuration.
+//! handles and brokers, **I** configuration. Group **G**, real faults, is run by [`run_faults`] on a broker that is the
+//! harness' own.
 //!
 //! # For the author of a driver
 //!
@@ -78,6 +79,15 @@
 //! With `ANYQUEUE_CONFORMANCE_DOC=docs/semantics.md` (an absolute path, since tests run in the folder of their crate) a
 //! complete run must come to what the section `### name` of that document says; `UPDATE_DOCS=1` rewrites the section.
 //!
+//! # Faults
+//!
+//! A [`Harness`] whose broker nobody else uses can do it harm: kill, restart, freeze, block, cut connections. [`run_faults`],
+//! as the `main` of a test target of its own, sends a stream of messages through each fault and proves that nothing
+//! confirmed is lost, that nothing is acknowledged that was not processed, and that what comes more than once is explained
+//! by the connections that were lost: for each at most what the receiver held and the sender had in flight. Cuts and
+//! slowness of the network come from a link of the suite's own, where [`upstream`](Harness::upstream) says where it can
+//! stand. What a harness cannot do is listed. `FAULTS=20` sets how many faults a stream sees (default 3).
+//!
 //! # For the author of a layer
 //!
 //! Run the suite with [`Layered`] on a broker that passes it. [`PassThrough`] shows the pattern: every method is
@@ -94,11 +104,15 @@ mod d_dead_letter;
 mod e_order;
 mod f_time;
 mod flaky;
+mod g_faults;
+mod g_links;
 mod h_broker;
 mod h_life;
 mod harness;
 mod i_config;
 mod layer;
+mod link;
+mod load;
 mod record;
 mod report;
 mod runner;
@@ -107,4 +121,4 @@ pub use harness::{Fault, Harness};
 pub use layer::{Interpose, Layered, PassThrough};
 pub use record::section;
 pub use report::{Report, capability_table};
-pub use runner::{case_names, check, run};
+pub use runner::{case_names, check, check_faults, fault_case_names, run, run_faults};

@@ -15,8 +15,8 @@ use super::case::{CLOSE, Case, CaseResult, Ctx, Failure, Made, Probe, open, with
 use super::harness::Harness;
 use super::report::Report;
 use super::{
-    a_round_trip, b_send, c_receive, c_topics, d_answer, d_dead_letter, e_order, f_time, h_broker, h_life, i_config,
-    record,
+    a_round_trip, b_send, c_receive, c_topics, d_answer, d_dead_letter, e_order, f_time, g_faults, g_links, h_broker,
+    h_life, i_config, record,
 };
 use crate::address::Address;
 use crate::client::Client;
@@ -28,14 +28,40 @@ const REPEAT: &str = "ANYQUEUE_CONFORMANCE_REPEAT";
 /// Makes a missing broker a failure.
 const REQUIRE: &str = "ANYQUEUE_REQUIRE_BROKERS";
 
+/// Has faults run, and says how many.
+const FAULTS: &str = "FAULTS";
+
 /// The longest that a case may take; its waits end earlier and say what for.
 const LIMIT: Duration = Duration::from_secs(180);
+
+/// What each fault of a stream adds to it.
+const PER_FAULT: Duration = Duration::from_secs(60);
 
 /// Held for writing by a case that counts what the whole process uses.
 static ALONE: LazyLock<Arc<RwLock<()>>> = LazyLock::new(Arc::default);
 
-fn cases() -> impl Iterator<Item = &'static Case> {
-    let groups = [
+/// Which cases are run.
+#[derive(Clone, Copy)]
+enum Which {
+    /// All that leave the broker alone.
+    Peaceful,
+    /// Those that do it harm, one at a time.
+    Faults,
+}
+
+impl Which {
+    fn cases(self) -> impl Iterator<Item = &'static Case> {
+        match self {
+            Self::Peaceful => peaceful(),
+            Self::Faults => vec![g_faults::CASES, g_links::CASES],
+        }
+        .into_iter()
+        .flatten()
+    }
+}
+
+fn peaceful() -> Vec<&'static [Case]> {
+    vec![
         a_round_trip::CASES,
         b_send::CASES,
         c_receive::CASES,
@@ -47,14 +73,19 @@ fn cases() -> impl Iterator<Item = &'static Case> {
         h_broker::CASES,
         h_life::CASES,
         i_config::CASES,
-    ];
-    groups.into_iter().flatten()
+    ]
 }
 
-/// The names of all cases, such as `d_answer/an_acknowledged_message_never_comes_back`.
+/// The names of the cases that [`run`] runs, such as `d_answer/an_acknowledged_message_never_comes_back`.
 #[must_use]
 pub fn case_names() -> Vec<String> {
-    cases().map(Case::name).collect()
+    Which::Peaceful.cases().map(Case::name).collect()
+}
+
+/// The names of the cases that [`run_faults`] runs, such as `g_faults/a_broker_killed_mid_stream_loses_nothing_confirmed`.
+#[must_use]
+pub fn fault_case_names() -> Vec<String> {
+    Which::Faults.cases().map(Case::name).collect()
 }
 
 /// What a case came to.
@@ -68,6 +99,7 @@ enum Outcome {
 
 /// What the cases of one harness share.
 struct Suite {
+    which: Which,
     harness: Arc<dyn Harness>,
     probe: OnceCell<(Arc<Probe>, Client)>,
     cleaning: Mutex<JoinSet<()>>,
@@ -81,13 +113,22 @@ enum Gate {
 }
 
 impl Suite {
-    fn new(harness: Arc<dyn Harness>) -> Arc<Self> {
+    fn new(which: Which, harness: Arc<dyn Harness>) -> Arc<Self> {
         let report = Report { name: harness.name().to_owned(), ..Report::default() };
-        Arc::new(Self { harness, probe: OnceCell::new(), cleaning: Mutex::default(), report: Mutex::new(report) })
+        Arc::new(Self {
+            which,
+            harness,
+            probe: OnceCell::new(),
+            cleaning: Mutex::default(),
+            report: Mutex::new(report),
+        })
     }
 
     /// Why there is no broker; `None` when there is one.
     fn absent(&self) -> Option<String> {
+        if matches!(self.which, Which::Faults) && number(FAULTS).is_none() {
+            return Some(format!("set {FAULTS} to how many faults a stream of messages should see"));
+        }
         if self.harness.url().is_some() {
             return None;
         }
@@ -129,6 +170,10 @@ impl Suite {
             false => Gate::Shared(ALONE.clone().read_owned().await),
         };
         let opened = async {
+            if let Which::Faults = self.which {
+                // What an earlier case did to it, and could not undo.
+                self.harness.start().await?;
+            }
             let (probe, cleaner) = self.probed().await?;
             Ok::<_, Failure>((probe, cleaner, self.connected().await?))
         };
@@ -144,16 +189,24 @@ impl Suite {
         };
         let ctx = Ctx { harness: self.harness.clone(), client, probe, seed, made: made.clone() };
         let mut task = tokio::spawn(run(ctx));
-        let result = match timeout(LIMIT, &mut task).await {
+        let limit = self.limit();
+        let result = match timeout(limit, &mut task).await {
             Ok(Ok(result)) => result,
             Ok(Err(panic)) => Err(Failure::Broken(format!("the case panicked: {panic}"))),
             Err(_) => {
                 task.abort();
-                Err(Failure::Broken(format!("the case did not end within {LIMIT:?}")))
+                Err(Failure::Broken(format!("the case did not end within {limit:?}")))
             }
         };
         self.clean(made, cleaner, gate);
         Self::outcome(result, missing)
+    }
+
+    fn limit(&self) -> Duration {
+        match self.which {
+            Which::Peaceful => LIMIT,
+            Which::Faults => LIMIT + PER_FAULT * u32::try_from(self.harness.faults()).unwrap_or(u32::MAX),
+        }
     }
 
     fn outcome(result: CaseResult, missing: Option<&'static str>) -> Outcome {
@@ -224,12 +277,21 @@ fn seed() -> u64 {
 /// Runs the cases whose name the filter takes, in this process, four at a time, and reports; for tests of the suite
 /// itself and of layers that must not pass it.
 pub async fn check(harness: impl Harness, filter: impl Fn(&str) -> bool) -> Report {
-    let suite = Suite::new(Arc::new(harness));
+    check_some(Which::Peaceful, 4, harness, filter).await
+}
+
+/// Runs the cases of [`run_faults`] whose name the filter takes as [`check`] does, one at a time.
+pub async fn check_faults(harness: impl Harness, filter: impl Fn(&str) -> bool) -> Report {
+    check_some(Which::Faults, 1, harness, filter).await
+}
+
+async fn check_some(which: Which, most: usize, harness: impl Harness, filter: impl Fn(&str) -> bool) -> Report {
+    let suite = Suite::new(which, Arc::new(harness));
     let mut running = JoinSet::new();
-    let mut waiting: Vec<_> = cases().filter(|case| filter(&case.name())).collect();
+    let mut waiting: Vec<_> = which.cases().filter(|case| filter(&case.name())).collect();
     waiting.reverse();
     loop {
-        while running.len() < 4
+        while running.len() < most
             && let Some(case) = waiting.pop()
         {
             let (suite, seed) = (suite.clone(), seed());
@@ -252,7 +314,7 @@ fn trial(suite: &Arc<Suite>, runtime: &Arc<Runtime>, case: &'static Case, round:
     };
     Trial::ignorable_test(shown, move || {
         if let Some(why) = suite.absent() {
-            let required = number(REQUIRE) == Some(1);
+            let required = number(REQUIRE) == Some(1) && matches!(suite.which, Which::Peaceful);
             return if required { Err(Failed::from(why)) } else { Ok(Ran::ignored_with(why)) };
         }
         let seed = seed();
@@ -274,6 +336,20 @@ fn trial(suite: &Arc<Suite>, runtime: &Arc<Runtime>, case: &'static Case, round:
 /// everything eight times side by side.
 #[must_use]
 pub fn run<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
+    run_some(Which::Peaceful, harnesses)
+}
+
+/// Runs the cases that do harm to the broker, one at a time, as [`run`] runs the others: for harnesses whose broker is
+/// their own. [`Harness::start`] is called before each case. A fault that a harness cannot cause leaves out what needs
+/// it, and the report lists it.
+///
+/// `FAULTS=20` sets how many faults each stream of messages sees; without the variable all cases are ignored.
+#[must_use]
+pub fn run_faults<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
+    run_some(Which::Faults, harnesses)
+}
+
+fn run_some<H: Harness>(which: Which, harnesses: impl IntoIterator<Item = H>) -> ExitCode {
     let mut arguments = Arguments::from_args();
     let runtime = match Builder::new_multi_thread().worker_threads(4).enable_all().build() {
         Ok(runtime) => Arc::new(runtime),
@@ -282,14 +358,18 @@ pub fn run<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let suites: Vec<_> = harnesses.into_iter().map(|h| Suite::new(Arc::new(h))).collect();
-    let rounds = number(REPEAT).filter(|n| *n > 1);
-    let threads = suites.iter().map(|s| s.harness.threads()).min().unwrap_or(1);
+    let suites: Vec<_> = harnesses.into_iter().map(|h| Suite::new(which, Arc::new(h))).collect();
+    let (rounds, threads) = match which {
+        Which::Peaceful => {
+            (number(REPEAT).filter(|n| *n > 1), suites.iter().map(|s| s.harness.threads()).min().unwrap_or(1))
+        }
+        Which::Faults => (None, 1),
+    };
     let side_by_side = usize::try_from(rounds.unwrap_or(1)).unwrap_or(1);
     arguments.test_threads.get_or_insert(threads.saturating_mul(side_by_side).min(256));
     let mut trials = Vec::new();
     for suite in &suites {
-        for case in cases() {
+        for case in which.cases() {
             match rounds {
                 Some(rounds) => trials.extend((1..=rounds).map(|r| trial(suite, &runtime, case, Some(r)))),
                 None => trials.push(trial(suite, &runtime, case, None)),
@@ -303,7 +383,7 @@ pub fn run<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
         for suite in &suites {
             match suite.absent() {
                 Some(why) => println!("{}: not run: {why}", suite.harness.name()),
-                None => documented &= conclude(&runtime.block_on(suite.finish()), rounds.is_some()),
+                None => documented &= conclude(which, &runtime.block_on(suite.finish()), rounds.is_some()),
             }
         }
     }
@@ -311,10 +391,10 @@ pub fn run<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
 }
 
 /// Prints a report; of a complete run that failed nowhere, whether the document says the same.
-fn conclude(report: &Report, repeated: bool) -> bool {
+fn conclude(which: Which, report: &Report, repeated: bool) -> bool {
     print!("{report}");
     let run = report.passed.len() + report.unsupported.len() + report.left_out.len();
-    if repeated || run != cases().count() {
+    if repeated || run != which.cases().count() {
         return true;
     }
     match record::compare(report) {

@@ -18,7 +18,7 @@ use super::profile::Profile;
 use super::queue::Queue;
 use super::topic::Topic;
 use crate::address::{Address, Source, Start};
-use crate::broker::{Broker, CloseReport, ConsumerOptions, Driver, ProducerOptions, Stats};
+use crate::broker::{Broker, CloseReport, ConsumerOptions, Driver, Options, ProducerOptions, Stats};
 use crate::capability::Capabilities;
 use crate::config::{Endpoint, option_names};
 use crate::consumer::Consumer;
@@ -172,12 +172,7 @@ impl MemoryBroker {
 
     fn declare_entry(&self, entry: &Entry) -> Result<()> {
         let shared = &self.connection.shared;
-        if !entry.native.is_empty() {
-            let names: Vec<_> = entry.native.keys().map(String::as_str).collect();
-            return Err(
-                Error::unsupported("the memory broker has no native options").with_context("options", names.join(", "))
-            );
-        }
+        no_native(&entry.native)?;
         let name = entry.address.name();
         if !entry.address.is_topic() {
             let make = || Arc::new(Queue::new(name, shared.profile, shared.capacity));
@@ -210,6 +205,14 @@ impl MemoryBroker {
     }
 }
 
+fn no_native(native: &Options) -> Result<()> {
+    if native.is_empty() {
+        return Ok(());
+    }
+    let names: Vec<_> = native.keys().map(String::as_str).collect();
+    Err(Error::unsupported("the memory broker has no native options").with_context("options", names.join(", ")))
+}
+
 #[async_trait]
 impl Broker for MemoryBroker {
     fn capabilities(&self) -> Arc<Capabilities> {
@@ -218,11 +221,13 @@ impl Broker for MemoryBroker {
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
         self.check()?;
+        no_native(&options.native)?;
         Ok(Arc::new(MemoryProducer::new(self.connection.clone(), to.clone(), options.require_route)))
     }
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.check()?;
+        no_native(&options.native)?;
         let name = from.address.name();
         let queue = if from.address.is_topic() {
             let topic = self.connection.topic(name);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::Receiver;
 use crate::address::{Address, Source, Start};
-use crate::broker::{ConsumerOptions, ProducerOptions};
+use crate::broker::{ConsumerOptions, Options, ProducerOptions};
 use crate::capability::{Ordering, RetryVia};
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
@@ -52,6 +52,10 @@ pub struct ReceiverConfig {
     /// Where to start, where the broker can replay. Default: `Committed`.
     #[serde(skip)]
     pub start: Start,
+    /// The broker's own options of the address, by its own names. In a file they stand under the name of the broker's
+    /// scheme (`amqp.x-max-length = 1000`); those under other schemes are left alone. Default: none.
+    #[serde(skip)]
+    pub native: Options,
 }
 
 fn ordering<'de, D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Ordering, D::Error> {
@@ -77,6 +81,7 @@ impl Default for ReceiverConfig {
             backoff_max: Duration::from_secs(300),
             declare: Declare::Create,
             start: Start::Committed,
+            native: Options::new(),
         }
     }
 }
@@ -173,6 +178,13 @@ impl ReceiverBuilder {
         self.config.declare = declare;
         self
     }
+
+    /// Sets one of the broker's own options of the address, as its adapter documents them
+    /// (`.native("x-max-length", "1000")`). One that the broker does not know is an error. Default: none.
+    pub fn native(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.native.insert(name.into(), value.into());
+        self
+    }
 }
 
 impl IntoFuture for ReceiverBuilder {
@@ -239,6 +251,7 @@ impl ReceiverBuilder {
         let mut entry = Entry::from(&source);
         entry.dead_letter.clone_from(&dead_letter);
         entry.max_deliveries = Some(config.max_deliveries);
+        entry.native.clone_from(&config.native);
         topology.push(entry);
         inner.prepare(config.declare, &topology).await?;
         let options = ConsumerOptions {
@@ -246,6 +259,7 @@ impl ReceiverBuilder {
             prefetch_bytes: config.prefetch_bytes,
             lease: config.lease,
             ordering: config.ordering,
+            native: config.native.clone(),
             events: inner.events.clone(),
         };
         let consumer = inner.broker.consumer(&source, &options).await?;

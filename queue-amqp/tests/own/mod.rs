@@ -1,0 +1,43 @@
+//! Brokers of a test's own, by `scripts/brokers`.
+
+use std::path::{Path, PathBuf};
+
+use tokio::process::Command;
+
+/// A set of brokers that the test may harm; ended by `down`.
+#[derive(Clone)]
+pub(crate) struct Own {
+    port: u16,
+    folder: PathBuf,
+}
+
+impl Own {
+    /// A set whose ports are taken by no other: 5712 and what follows, or as `ANYQUEUE_FAULTS_PORT` says.
+    pub(crate) fn new(folder: &str) -> Self {
+        let port = std::env::var("ANYQUEUE_FAULTS_PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(5712);
+        Self { port, folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder) }
+    }
+
+    /// The port at a distance from the set's first: 0 is `rabbitmq`, 2 `rabbitmq4`, 3 to 5 `cluster`, 6 to 8 `cluster4`.
+    pub(crate) fn port(&self, distance: u16) -> u16 {
+        self.port + distance
+    }
+
+    /// Runs `scripts/brokers` with these arguments.
+    pub(crate) async fn brokers(&self, arguments: &[&str]) -> Result<(), String> {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/brokers");
+        let output = Command::new(script)
+            .args(arguments)
+            .env("ANYQUEUE_RABBITMQ_PORT", self.port.to_string())
+            .env_remove("ANYQUEUE_RABBITMQ4_PORT")
+            .env_remove("ANYQUEUE_EPMD_PORT")
+            .env("ANYQUEUE_BROKERS_DIR", &self.folder)
+            .output()
+            .await
+            .map_err(|error| format!("scripts/brokers: {error}"))?;
+        match output.status.success() {
+            true => Ok(()),
+            false => Err(format!("scripts/brokers {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))),
+        }
+    }
+}
