@@ -12,7 +12,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
-    Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
+    Message, Ordering, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, Topology,
 };
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -25,6 +25,7 @@ use crate::delay::Ladder;
 use crate::link::{Link, Task};
 use crate::producer::AmqpProducer;
 use crate::publisher::Publisher;
+use crate::requests::Requester;
 use crate::server::ServerInfo;
 use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native};
 
@@ -38,6 +39,7 @@ pub(crate) struct Shared {
     pub(crate) publish: Link,
     pub(crate) consume: Link,
     pub(crate) timeout: Duration,
+    requester: Requester,
     pub(crate) ladder: Arc<Ladder>,
     /// Ends the work on the ladder with the broker.
     ladder_task: Mutex<Option<Task>>,
@@ -89,8 +91,10 @@ impl AmqpBroker {
         let consume = Link::open(target, "consume", events, deadline).await?;
         let ladder = Ladder::new();
         let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
+        let requester = Requester::new(publish.sessions(), timeout);
         Ok(Self {
             shared: Arc::new(Shared {
+                requester,
                 server: consume.server(),
                 defaults,
                 known: Known::default(),
@@ -256,11 +260,16 @@ impl Broker for AmqpBroker {
         self
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(self)
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         if self.shared.closed.swap(true, Atomic::AcqRel) {
             return report;
         }
+        self.shared.requester.close();
         let (consumers, producers) = (open(&self.shared.consumers), open(&self.shared.producers));
         // Answers first: a retry or a dead letter may still be on its way out.
         for closed in join_all(consumers.iter().map(|c| c.close(deadline))).await {
@@ -279,6 +288,19 @@ impl Broker for AmqpBroker {
             }
         }
         report
+    }
+}
+
+#[async_trait]
+impl Requests for AmqpBroker {
+    async fn request(&self, to: &Address, message: Message, deadline: Instant) -> Result<Message> {
+        self.shared.check_open()?;
+        let limit = self.shared.capabilities.max_message_bytes;
+        if message.size() > limit {
+            let error = Error::new(ErrorKind::TooLarge, "the message is over the limit").with_operation("request");
+            return Err(error.with_context("limit", limit).with_context("actual", message.size()));
+        }
+        self.shared.requester.request(to, message, deadline).await
     }
 }
 
@@ -328,6 +350,7 @@ impl fmt::Debug for AmqpBroker {
         f.debug_struct("AmqpBroker")
             .field("publish", &self.shared.publish)
             .field("consume", &self.shared.consume)
+            .field("requests", &self.shared.requester)
             .finish_non_exhaustive()
     }
 }

@@ -42,6 +42,7 @@ pub(crate) fn of_broker(delay_queues: bool) -> Capabilities {
     c.typed_headers = true;
     c.replay = true;
     c.delivery_count = DeliveryCount::Losses;
+    c.requests = true;
     c.durable = true;
     c.purge = true;
     c.stats = true;

@@ -15,6 +15,7 @@ mod ledger;
 mod link;
 mod producer;
 mod publisher;
+mod requests;
 mod server;
 mod stream;
 mod subscription;
