@@ -12,7 +12,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
-    Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
+    Message, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, Topology,
 };
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -27,6 +27,7 @@ use crate::link::{Link, Task};
 use crate::management::Management;
 use crate::producer::AmqpProducer;
 use crate::publisher::Publisher;
+use crate::requests::Requester;
 use crate::server::ServerInfo;
 use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native};
 
@@ -40,6 +41,7 @@ pub(crate) struct Shared {
     pub(crate) publish: Link,
     pub(crate) consume: Link,
     pub(crate) timeout: Duration,
+    requester: Requester,
     pub(crate) ladder: Arc<Ladder>,
     /// Ends the work on the ladder with the broker.
     ladder_task: Mutex<Option<Task>>,
@@ -93,11 +95,15 @@ impl AmqpBroker {
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
         let delay_queues = target.config.delay_queues;
         let consume = Link::open(target, "consume", events, deadline).await?;
+        let server = consume.server();
         let ladder = Ladder::new();
         let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
+        let requester = Requester::new(publish.sessions(), timeout);
         Ok(Self {
             shared: Arc::new(Shared {
-                server: consume.server(),
+                requester,
+                capabilities: Arc::new(capability::of_broker(&server, delay_queues)),
+                server,
                 defaults,
                 #[cfg(feature = "management")]
                 management,
@@ -107,7 +113,6 @@ impl AmqpBroker {
                 timeout,
                 ladder,
                 ladder_task: Mutex::new(Some(task)),
-                capabilities: Arc::new(capability::of_broker(delay_queues)),
                 groups: Mutex::default(),
                 publisher: OnceCell::new(),
                 producers: Mutex::default(),
@@ -175,10 +180,8 @@ impl Broker for AmqpBroker {
                 let why = "a topic holds no messages: arguments of queues belong to its groups";
                 return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
             }
-            topologist.exchange(to.name()).await?;
-        } else {
-            topologist.queue_exists(to.name()).await?;
         }
+        topologist.is_not_missing(to).await?;
         let facts = self.shared.known.of(to.name());
         let upper = &self.shared.capabilities;
         let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));
@@ -192,14 +195,14 @@ impl Broker for AmqpBroker {
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.shared.check_open()?;
-        if options.ordering != Ordering::None {
-            return Err(
-                Error::unsupported("competing receivers of a queue keep no order").with_operation("open consumer")
-            );
-        }
         let native = native(&from.address, &options.native)?;
         let facts = self.facts(from).await?;
-        let capabilities = Arc::new(capability::of_consumer(&self.shared.capabilities, &self.shared.server, &facts));
+        let Shared { capabilities, server, .. } = &*self.shared;
+        let capabilities = Arc::new(capability::of_consumer(capabilities, server, &facts, &native.queue));
+        if options.ordering > capabilities.ordering {
+            let why = "competing receivers of a queue keep no order; with x-single-active-consumer=true by key";
+            return Err(Error::unsupported(why).with_operation("open consumer"));
+        }
         let consumer = AmqpConsumer::open(&self.shared, from, options, native, capabilities).await?;
         self.shared.remember(from);
         register(&self.shared.consumers, &consumer);
@@ -270,11 +273,16 @@ impl Broker for AmqpBroker {
         self
     }
 
+    fn requests(&self) -> Option<&dyn Requests> {
+        Some(self)
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         if self.shared.closed.swap(true, Atomic::AcqRel) {
             return report;
         }
+        self.shared.requester.close();
         let (consumers, producers) = (open(&self.shared.consumers), open(&self.shared.producers));
         // Answers first: a retry or a dead letter may still be on its way out.
         for closed in join_all(consumers.iter().map(|c| c.close(deadline))).await {
@@ -293,6 +301,19 @@ impl Broker for AmqpBroker {
             }
         }
         report
+    }
+}
+
+#[async_trait]
+impl Requests for AmqpBroker {
+    async fn request(&self, to: &Address, message: Message, deadline: Instant) -> Result<Message> {
+        self.shared.check_open()?;
+        let limit = self.shared.capabilities.max_message_bytes;
+        if message.size() > limit {
+            let error = Error::new(ErrorKind::TooLarge, "the message is over the limit").with_operation("request");
+            return Err(error.with_context("limit", limit).with_context("actual", message.size()));
+        }
+        self.shared.requester.request(to, message, deadline).await
     }
 }
 
@@ -359,6 +380,7 @@ impl fmt::Debug for AmqpBroker {
         f.debug_struct("AmqpBroker")
             .field("publish", &self.shared.publish)
             .field("consume", &self.shared.consume)
+            .field("requests", &self.shared.requester)
             .finish_non_exhaustive()
     }
 }

@@ -16,10 +16,10 @@ use crate::delay::{self, Ticks};
 
 /// Written to disk, as far as the queue does that.
 const PERSISTENT: u8 = 2;
+/// Where replies go that need no queue: the server makes an address of the requester's own from it.
+pub(crate) const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 /// Bytes of a header frame that are not properties: frame, class, weight, body size, flags.
 const HEADER_FRAME: usize = 8 + 14;
-/// What names of direct replies start with.
-const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to.";
 /// Headers that are the broker's own: set by it, or read by it. They arrive among the native headers; sent by an
 /// application, they travel in the note, because the broker would act on them.
 const BROKERS: [&str; 16] = [
@@ -60,7 +60,7 @@ pub(crate) struct Outgoing {
     pub(crate) exchange: ShortString,
     pub(crate) routing_key: ShortString,
     pub(crate) properties: BasicProperties,
-    /// Whether it is addressed to a queue, so that there is none is an error.
+    /// Whether it is addressed to a queue. A direct reply is not: the server would return every one.
     pub(crate) to_queue: bool,
     /// Its delay: it goes to a queue by way of the ladder.
     pub(crate) delay: Option<Ticks>,

@@ -111,21 +111,36 @@ pub(crate) async fn dial(
         stream = handshake.map_err(|_| in_time())?.map_err(|e| map_io(&e, "connect"))?;
     }
     let connect = server::connect(uri(target, (name, port), credentials), properties, stream);
-    let (connection, server) = timeout_at(deadline, connect).await.map_err(|_| in_time())?.map_err(|error| {
-        if matches!(error.kind(), lapin::ErrorKind::ParsingError(_) | lapin::ErrorKind::InvalidProtocolVersion(_)) {
-            let hint = if target.tls.is_some() { "" } else { "; where it expects TLS the scheme is amqps" };
-            Error::new(ErrorKind::Connection, format!("the server does not speak AMQP 0-9-1 on this port{hint}"))
-                .with_retryable(false)
-                .with_operation("connect")
-                .with_source(error)
-        } else {
-            map(&error, "connect")
-        }
-    })?;
+    let connected = timeout_at(deadline, connect).await.map_err(|_| in_time())?;
+    let (connection, server) = connected.map_err(|e| refused(target, &e))?;
     match attempt.0.take() {
         Some(line) => Ok(Dialed { connection, server, line }),
         None => Err(Error::new(ErrorKind::Internal, "a connection without a socket")),
     }
+}
+
+/// Why the handshake failed. Some servers just close, and some do it so fast that what they said is lost.
+fn refused(target: &Target, error: &lapin::Error) -> Error {
+    let tls = target.tls.as_ref();
+    let hint = match tls {
+        None => "; where it expects TLS the scheme is amqps",
+        Some(tls) if tls.has_identity() => "; it may not accept the client certificate",
+        Some(_) => "; it may want a client certificate",
+    };
+    let mapped = map(error, "connect");
+    let (said, retryable) = match error.kind() {
+        lapin::ErrorKind::ParsingError(_) | lapin::ErrorKind::InvalidProtocolVersion(_) => {
+            ("the server does not speak AMQP 0-9-1 on this port", false)
+        }
+        lapin::ErrorKind::IOError(_) if mapped.is_retryable() => {
+            ("the server closed the connection in the handshake", true)
+        }
+        _ => return mapped,
+    };
+    Error::new(ErrorKind::Connection, format!("{said}{hint}"))
+        .with_retryable(retryable)
+        .with_operation("connect")
+        .with_source(error.clone())
 }
 
 fn uri(target: &Target, (host, port): (&str, u16), credentials: &Credentials) -> AMQPUri {

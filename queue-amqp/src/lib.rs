@@ -17,6 +17,7 @@ mod link;
 mod management;
 mod producer;
 mod publisher;
+mod requests;
 mod server;
 mod stream;
 mod subscription;

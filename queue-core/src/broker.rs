@@ -17,6 +17,7 @@ use crate::consumer::Consumer;
 use crate::error::{Error, Result};
 use crate::event::{Events, Health};
 use crate::producer::Producer;
+use crate::request::Requests;
 use crate::topology::Topology;
 
 /// A kind of broker that can be connected to by URL.
@@ -209,6 +210,11 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// The broker's own client, as the adapter's docs say.
     fn native(&self) -> &(dyn Any + Send + Sync);
+
+    /// Requests with replies, where the capability `requests` is declared.
+    fn requests(&self) -> Option<&dyn Requests> {
+        None
+    }
 
     /// Closes everything that was opened from here. Idempotent; a second call has an empty report.
     async fn close(&self, deadline: Instant) -> CloseReport;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Answered, Client, Message, memory};
+use queue_core::{Answered, Client, ErrorKind, Message, memory};
 
 async fn client(url: &str) -> Client {
     Client::connect_with(url, &[memory::DRIVER]).await.unwrap()

@@ -28,6 +28,11 @@ rabbitmq_prepare() {
   fi >"$dir/advanced.config"
   echo '[rabbitmq_consistent_hash_exchange, rabbitmq_management].' >"$dir/enabled_plugins"
   : >"$dir/env.conf"
+  # What a test of its own wants beyond that: more lines, other files.
+  if [[ -n ${ANYQUEUE_RABBITMQ_EXTRA:-} ]]; then
+    cat "$ANYQUEUE_RABBITMQ_EXTRA/rabbitmq.conf" >>"$dir/rabbitmq.conf"
+    cp "$ANYQUEUE_RABBITMQ_EXTRA/enabled_plugins" "$ANYQUEUE_RABBITMQ_EXTRA/advanced.config" "$dir/"
+  fi
   with_lock epmd rabbitmq_cookie "$dir/home/.erlang.cookie"
 }
 

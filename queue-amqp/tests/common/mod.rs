@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use libtest_mimic::{Arguments, Trial};
+use libtest_mimic::{Arguments, Conclusion, Trial};
 use queue_amqp::DRIVER;
 use queue_core::{
     Address, Broker, Completion, Consumer, ConsumerOptions, Endpoint, Entry, Error, Events, Message, Producer,
@@ -30,7 +30,12 @@ type Body = fn(String) -> futures::future::LocalBoxFuture<'static, ()>;
 
 /// Runs the cases on one server.
 pub(crate) fn run(variable: &'static str, cases: Vec<Case>) {
-    run_trials(cases.into_iter().map(|Case(name, body)| trial(name.to_owned(), variable, body)).collect());
+    conclude(variable, cases).exit();
+}
+
+/// The same, with something left to do before the exit.
+pub(crate) fn conclude(variable: &'static str, cases: Vec<Case>) -> Conclusion {
+    run_trials(cases.into_iter().map(|Case(name, body)| trial(name.to_owned(), variable, body)).collect())
 }
 
 /// Runs the cases on each server there is: RabbitMQ 3.10, and 4.3 or newer.
@@ -39,14 +44,14 @@ pub(crate) fn run_on_each(cases: Vec<Case>) {
         let of = move |Case(name, body): &Case| trial(format!("{server}/{name}"), variable, *body);
         cases.iter().map(of).collect::<Vec<_>>()
     };
-    run_trials([("rabbitmq", URL), ("rabbitmq4", URL_4)].into_iter().flat_map(on).collect());
+    run_trials([("rabbitmq", URL), ("rabbitmq4", URL_4)].into_iter().flat_map(on).collect()).exit();
 }
 
-fn run_trials(trials: Vec<Trial>) {
+fn run_trials(trials: Vec<Trial>) -> Conclusion {
     let mut arguments = Arguments::from_args();
     // The broker and the machine are shared.
     arguments.test_threads.get_or_insert(2);
-    libtest_mimic::run(&arguments, trials).exit();
+    libtest_mimic::run(&arguments, trials)
 }
 
 /// Reported as ignored when there is no broker, or as failed where one is required.

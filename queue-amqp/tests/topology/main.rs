@@ -7,6 +7,7 @@ mod existing;
 #[cfg(feature = "management")]
 mod management;
 mod options;
+mod order;
 mod priorities;
 mod routing;
 mod streams;
@@ -38,6 +39,8 @@ fn main() {
         options::what_is_wrong_is_named,
         options::keys_of_other_brokers_are_left_alone_in_a_file,
         options::the_version_of_the_server_is_known,
+        order::a_single_active_consumer_keeps_the_order_of_keys,
+        order::a_retry_without_a_delay_is_paused_by_the_server_where_it_was_told_to,
         priorities::a_message_of_a_higher_priority_goes_first,
         priorities::a_copy_keeps_a_priority_that_its_queue_does_not_look_at,
         routing::keys_choose_what_a_group_gets,

@@ -34,10 +34,10 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
 }
 
 /// Has the server close the connection that consumes.
-async fn break_connection(client: &Client, name: &str, events: &mut EventStream) {
+async fn break_connection(client: &Client, events: &mut EventStream, stream: &str) {
     let channel = native(client).open_channel().await.unwrap();
-    // It does so when it is asked for one message of a stream.
-    channel.basic_get(name.into(), BasicGetOptions::default()).await.unwrap_err();
+    // It does so when it is asked for a single message of a stream.
+    channel.basic_get(stream.into(), BasicGetOptions::default()).await.unwrap_err();
     for awaited in [EventKind::Disconnected, EventKind::Connected] {
         let seen = async { while events.next().await.is_none_or(|event| event.kind != awaited) {} };
         timeout(PATIENCE, seen).await.expect("the connection breaks and comes back");
@@ -132,19 +132,19 @@ pub(crate) async fn a_subscription_goes_on_where_it_was_when_the_connection_brok
         assert_eq!(held.remove(index).ack(), Answered::Accepted);
     }
     receiver.flush().await.unwrap();
-    break_connection(&client, &name, &mut events).await;
+    break_connection(&client, &mut events, &name).await;
     assert!(held.drain(..).all(|delivery| delivery.ack() == Answered::LeaseLost));
     let expected = [numbers(2..4), numbers(5..10)].concat();
     assert_eq!(texts(&mut receiver, 7).await, expected, "the unanswered again, then the rest, nothing twice");
     // Once more, with everything answered.
     receiver.flush().await.unwrap();
-    break_connection(&client, &name, &mut events).await;
+    break_connection(&client, &mut events, &name).await;
     fill(&sender, 10..12).await;
     assert_eq!(texts(&mut receiver, 2).await, numbers(10..12));
     assert!(is_silent(&mut receiver).await);
     // From the end, before anything came, something may have been missed, and is told.
     let _end = from(&client, &name, Start::Latest).await.unwrap();
-    break_connection(&client, &name, &mut events).await;
+    break_connection(&client, &mut events, &name).await;
     let gap = async { while events.next().await.is_none_or(|event| event.kind != EventKind::Gap) {} };
     timeout(PATIENCE, gap).await.expect("a gap is told");
     client.delete(&name).await.unwrap();

@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::event::Health;
 use crate::message::Message;
 use crate::producer::Producer;
+use crate::request::Requests;
 use crate::topology::Topology;
 
 /// A layer that passes everything through, as the pattern to write others by: it overrides every method, so that none
@@ -144,6 +145,10 @@ impl Broker for PassBroker {
 
     fn native(&self) -> &(dyn Any + Send + Sync) {
         self.inner.native()
+    }
+
+    fn requests(&self) -> Option<&dyn Requests> {
+        self.inner.requests()
     }
 
     async fn close(&self, deadline: Instant) -> CloseReport {
