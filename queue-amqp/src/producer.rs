@@ -11,7 +11,7 @@ use queue_core::{
 use tokio::time::Instant;
 
 use crate::flight::Origin;
-use crate::publisher::{Lane, Publisher};
+use crate::publisher::{Lane, Parcel, Publisher};
 
 /// Sends to one address, through the channels that all producers share.
 pub(crate) struct AmqpProducer {
@@ -57,12 +57,15 @@ impl Producer for AmqpProducer {
         let done = Arc::new(done);
         let named = batch.first().is_some_and(|message| self.is_named(message));
         if batch.iter().all(|message| self.is_named(message) == named) {
-            self.lane(named).send(&self.origin, done, Numbered(0, batch.into_iter()));
-            return;
+            let parcel = Parcel { origin: self.origin.clone(), done, messages: batch, places: None };
+            return self.lane(named).send(parcel);
         }
         let (topics, queues): (Vec<_>, Vec<_>) = (0..).zip(batch).partition(|(_, message)| self.is_named(message));
-        self.lane(true).send(&self.origin, done.clone(), topics.into_iter());
-        self.lane(false).send(&self.origin, done, queues.into_iter());
+        for (named, part) in [(true, topics), (false, queues)] {
+            let (places, messages) = part.into_iter().unzip();
+            let (origin, done) = (self.origin.clone(), done.clone());
+            self.lane(named).send(Parcel { origin, done, messages, places: Some(places) });
+        }
     }
 
     async fn close(&self, deadline: Instant) -> CloseReport {
@@ -80,25 +83,6 @@ impl Producer for AmqpProducer {
         report
     }
 }
-
-/// Counts what it gives, and knows how many are left.
-struct Numbered(u32, std::vec::IntoIter<Message>);
-
-impl Iterator for Numbered {
-    type Item = (u32, Message);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let message = self.1.next()?;
-        self.0 += 1;
-        Some((self.0 - 1, message))
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        self.1.size_hint()
-    }
-}
-
-impl ExactSizeIterator for Numbered {}
 
 impl fmt::Debug for AmqpProducer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -68,63 +68,103 @@ impl Publisher {
 }
 
 /// One channel with confirmations, and what is in flight on it.
+///
+/// Whoever sends only puts messages into the inbox. The task behind gives them to the client: so those of many senders
+/// go together, and nobody waits for another's lock.
 pub(crate) struct Lane {
+    inbox: Mutex<Inbox>,
     state: Mutex<State>,
     /// Wakes the task behind.
     work: AtomicWaker,
     timeout: Duration,
 }
 
+struct Inbox {
+    parcels: Vec<Parcel>,
+    /// Why nothing is taken now.
+    refused: Option<Error>,
+    closed: bool,
+}
+
+/// Messages of a producer, with their places in its batch where they are not all of it.
+pub(crate) struct Parcel {
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) done: Arc<Completion>,
+    pub(crate) messages: Vec<Message>,
+    pub(crate) places: Option<Vec<u32>>,
+}
+
 struct State {
     channel: Option<Arc<Channel>>,
     window: Window,
-    /// Why nothing is sent now.
-    blocked: Option<Error>,
-    closed: bool,
+}
+
+impl Parcel {
+    fn refuse(self, error: &Error) {
+        let places = self.places.unwrap_or_else(|| (0..).take(self.messages.len()).collect());
+        for (place, message) in places.into_iter().zip(self.messages) {
+            self.done.fail(place as usize, error.clone(), Some(message));
+        }
+    }
 }
 
 impl Lane {
     fn new(timeout: Duration, ladder: Arc<Ladder>) -> Self {
-        let state = State { channel: None, window: Window::new(ladder), blocked: None, closed: false };
-        Self { state: Mutex::new(state), work: AtomicWaker::new(), timeout }
+        Self {
+            inbox: Mutex::new(Inbox { parcels: Vec::new(), refused: Some(not_connected()), closed: false }),
+            state: Mutex::new(State { channel: None, window: Window::new(ladder) }),
+            work: AtomicWaker::new(),
+            timeout,
+        }
     }
 
-    /// Takes messages of a producer in call order, with their places in the batch.
-    pub(crate) fn send(
-        &self,
-        origin: &Arc<Origin>,
-        done: Arc<Completion>,
-        messages: impl ExactSizeIterator<Item = (u32, Message)>,
-    ) {
-        let mut verdicts = Vec::new();
-        let mut state = self.state.lock();
-        let State { channel, window, blocked, closed } = &mut *state;
-        let refused = match (&blocked, &channel) {
-            _ if *closed => Some(Error::closed("broker")),
-            (Some(blocked), _) => Some(blocked.clone()),
-            (None, None) => Some(not_connected()),
-            (None, Some(_)) => None,
-        };
-        if let Some(error) = refused {
-            drop(state);
-            let error = error.with_operation("send");
-            messages.for_each(|(index, message)| done.fail(index as usize, error.clone(), Some(message)));
-            return;
+    /// Takes messages of a producer, in call order.
+    pub(crate) fn send(&self, parcel: Parcel) {
+        let mut inbox = self.inbox.lock();
+        if let Some(error) = &inbox.refused {
+            let error = error.clone();
+            drop(inbox);
+            return parcel.refuse(&error);
         }
-        window.push(origin, done, messages);
-        let mut wake = channel.as_ref().is_some_and(|channel| window.publish(channel, &mut verdicts));
-        wake |= window.is_broken();
-        drop(state);
-        if wake {
+        parcel.origin.take_off(parcel.messages.len());
+        inbox.parcels.push(parcel);
+        let first = inbox.parcels.len() == 1;
+        drop(inbox);
+        // Whoever put in the first has woken the task.
+        if first {
             self.work.wake();
         }
-        verdicts.into_iter().for_each(Verdict::give);
+    }
+
+    /// Moves what was put in to the window.
+    fn collect(&self, window: &mut Window, spare: &mut Vec<Parcel>) {
+        std::mem::swap(&mut self.inbox.lock().parcels, spare);
+        for parcel in spare.drain(..) {
+            window.push(parcel);
+        }
+    }
+
+    /// From now on, messages are refused with this error; those that wait are failed with it.
+    fn refuse(&self, error: &Error, window: &mut Window, verdicts: &mut Vec<Verdict>) {
+        let mut inbox = self.inbox.lock();
+        let parcels = std::mem::take(&mut inbox.parcels);
+        if !inbox.closed {
+            inbox.refused = Some(error.clone().with_operation("send"));
+        }
+        drop(inbox);
+        parcels.into_iter().for_each(|parcel| window.push(parcel));
+        window.fail_waiting(error, verdicts);
     }
 
     /// Gives every message of a producer a verdict; answers how many the broker may have.
     pub(crate) fn let_go(&self, origin: &Arc<Origin>, error: &Error) -> usize {
         let mut verdicts = Vec::new();
-        let left = self.state.lock().window.let_go(origin, error, &mut verdicts);
+        let mut state = self.state.lock();
+        self.collect(&mut state.window, &mut Vec::new());
+        let left = state.window.let_go(origin, error, &mut verdicts);
+        drop(state);
+        // The task may have been meant to take them.
+        self.work.wake();
         verdicts.into_iter().for_each(Verdict::give);
         left
     }
@@ -138,12 +178,14 @@ impl Lane {
         let mut state = self.state.lock();
         state.window.set_frame_max(usize::try_from(frame_max).unwrap_or(usize::MAX));
         state.channel = Some(Arc::new(channel));
+        drop(state);
+        self.accept();
         Ok(())
     }
 
     /// Gives verdicts for as long as the broker is open, and keeps a channel.
     async fn drive(self: Arc<Self>, mut sessions: Sessions, mut blocked: Blocked) {
-        let mut turn = Turn { yielded: false, stuck: Box::pin(sleep(STUCK)), mark: None };
+        let mut turn = Turn { yielded: false, stuck: Box::pin(sleep(STUCK)), mark: None, spare: Vec::new() };
         loop {
             sessions.mark_unchanged();
             while sessions.borrow().is_some() {
@@ -165,18 +207,28 @@ impl Lane {
 
     /// While the broker blocks publishers, nothing more is given to the client, which would keep it for later.
     fn set_blocked(&self, reason: Option<&str>) {
-        let error = reason.map(|reason| {
-            let why = format!("the broker blocks publishers: {reason}");
-            Error::new(ErrorKind::Throttled, why).with_operation("send")
-        });
-        let mut verdicts = Vec::new();
         let mut state = self.state.lock();
-        if let Some(error) = &error {
-            state.window.fail_waiting(error, &mut verdicts);
+        if state.channel.is_none() {
+            return;
         }
-        state.blocked = error;
+        let mut verdicts = Vec::new();
+        match reason {
+            Some(reason) => {
+                let why = format!("the broker blocks publishers: {reason}");
+                let error = Error::new(ErrorKind::Throttled, why).with_operation("send");
+                self.refuse(&error, &mut state.window, &mut verdicts);
+            }
+            None => self.accept(),
+        }
         drop(state);
         verdicts.into_iter().for_each(Verdict::give);
+    }
+
+    fn accept(&self) {
+        let mut inbox = self.inbox.lock();
+        if !inbox.closed {
+            inbox.refused = None;
+        }
     }
 
     /// Ready when the channel is of no more use.
@@ -204,6 +256,7 @@ impl Lane {
         let mut swept = false;
         loop {
             window.advance(channel, cx, verdicts);
+            self.collect(window, &mut turn.spare);
             let unwatched = window.publish(channel, verdicts);
             if window.is_broken() {
                 return true;
@@ -232,10 +285,13 @@ impl Lane {
 
     /// Lets go of the channel and of what was in flight.
     fn give_up(&self, close: bool) -> Option<Arc<Channel>> {
+        let mut verdicts = Vec::new();
         let mut state = self.state.lock();
         let channel = state.channel.take();
-        state.closed |= close;
-        let verdicts = state.window.fail(&mut Context::from_waker(std::task::Waker::noop()));
+        let error = if close { Error::closed("broker") } else { not_connected() };
+        self.refuse(&error, &mut state.window, &mut verdicts);
+        self.inbox.lock().closed |= close;
+        verdicts.extend(state.window.fail(&mut Context::from_waker(std::task::Waker::noop())));
         drop(state);
         verdicts.into_iter().for_each(Verdict::give);
         channel
@@ -248,4 +304,6 @@ struct Turn {
     stuck: Pin<Box<Sleep>>,
     /// The first message in flight when `stuck` was set.
     mark: Option<u64>,
+    /// An empty list, to be exchanged for the inbox.
+    spare: Vec<Parcel>,
 }

@@ -17,11 +17,12 @@ use lapin::Channel;
 use lapin::message::{BasicReturnMessage, Delivery};
 use lapin::options::BasicPublishOptions;
 use lapin::types::ShortString;
-use queue_core::{Completion, Error, ErrorKind, Message, Result};
+use queue_core::{Error, ErrorKind, Message, Result};
 
 use crate::convert::{Outgoing, outgoing};
 use crate::delay::Ladder;
 use crate::flight::{Batch, Flight, Origin, Seen, State, Verdict, Writing};
+use crate::publisher::Parcel;
 
 /// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
 /// client looks at every message that it has.
@@ -88,21 +89,20 @@ impl Window {
     }
 
     /// Takes messages of a producer, in order.
-    pub(crate) fn push(
-        &mut self,
-        origin: &Arc<Origin>,
-        done: Arc<Completion>,
-        messages: impl ExactSizeIterator<Item = (u32, Message)>,
-    ) {
+    pub(crate) fn push(&mut self, parcel: Parcel) {
+        let Parcel { origin, done, messages, places } = parcel;
         let first = self.base + self.flights.len() as u64;
         let flights = u32::try_from(messages.len()).unwrap_or(u32::MAX);
         if flights == 0 {
             return;
         }
-        origin.take_off(messages.len());
-        let fly = |(index, message)| Flight { state: State::Waiting(message), index, returned: None };
-        self.flights.extend(messages.map(fly));
-        let origin = origin.clone();
+        let fly = |index, message| Flight { state: State::Waiting(message), index, returned: None };
+        match places {
+            None => self.flights.extend((0..).zip(messages).map(|(index, message)| fly(index, message))),
+            Some(places) => {
+                self.flights.extend(places.into_iter().zip(messages).map(|(index, message)| fly(index, message)));
+            }
+        }
         self.batches.push_back(Batch { first, flights, undecided: flights, partial: false, origin, done });
     }
 

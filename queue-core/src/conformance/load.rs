@@ -186,7 +186,7 @@ async fn send(sender: Sender, book: Arc<Book>, sending: Arc<AtomicBool>) -> Case
         sleep(PACE).await;
     }
     let report = sender.close(CLOSE).await;
-    ensure!(report.is_clean(), "the sender's close: {report:?}");
+    ensure!(report.unconfirmed == 0, "the sender's close: {report:?}");
     Ok(())
 }
 
@@ -211,7 +211,8 @@ async fn receive(
         while handlers.try_join_next().is_some() {}
     }
     let report = within("the receiver's close", receiver.close(CLOSE)).await?;
-    ensure!(report.is_clean(), "the receiver's close: {report:?}");
+    // Its errors may tell of connections that were lost.
+    ensure!(report.unanswered == 0, "the receiver's close: {report:?}");
     Ok(())
 }
 

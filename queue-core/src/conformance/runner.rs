@@ -102,6 +102,8 @@ struct Suite {
     which: Which,
     harness: Arc<dyn Harness>,
     probe: OnceCell<(Arc<Probe>, Client)>,
+    /// Held by a case that does harm.
+    one: tokio::sync::Mutex<()>,
     cleaning: Mutex<JoinSet<()>>,
     report: Mutex<Report>,
 }
@@ -119,6 +121,7 @@ impl Suite {
             which,
             harness,
             probe: OnceCell::new(),
+            one: tokio::sync::Mutex::default(),
             cleaning: Mutex::default(),
             report: Mutex::new(report),
         })
@@ -165,6 +168,10 @@ impl Suite {
     }
 
     async fn run(self: Arc<Self>, case: &'static Case, seed: u64) -> Outcome {
+        let _one = match self.which {
+            Which::Peaceful => None,
+            Which::Faults => Some(self.one.lock().await),
+        };
         let gate = match case.alone {
             true => Gate::Alone(ALONE.clone().write_owned().await),
             false => Gate::Shared(ALONE.clone().read_owned().await),
@@ -339,8 +346,8 @@ pub fn run<H: Harness>(harnesses: impl IntoIterator<Item = H>) -> ExitCode {
     run_some(Which::Peaceful, harnesses)
 }
 
-/// Runs the cases that do harm to the broker, one at a time, as [`run`] runs the others: for harnesses whose broker is
-/// their own. [`Harness::start`] is called before each case. A fault that a harness cannot cause leaves out what needs
+/// Runs the cases that do harm to the broker, one at a time on each harness, as [`run`] runs the others: for harnesses
+/// whose broker is their own. [`Harness::start`] is called before each case. A fault that a harness cannot cause leaves out what needs
 /// it, and the report lists it.
 ///
 /// `FAULTS=20` sets how many faults each stream of messages sees; without the variable all cases are ignored.
@@ -363,13 +370,14 @@ fn run_some<H: Harness>(which: Which, harnesses: impl IntoIterator<Item = H>) ->
         Which::Peaceful => {
             (number(REPEAT).filter(|n| *n > 1), suites.iter().map(|s| s.harness.threads()).min().unwrap_or(1))
         }
-        Which::Faults => (None, 1),
+        Which::Faults => (None, suites.len()),
     };
     let side_by_side = usize::try_from(rounds.unwrap_or(1)).unwrap_or(1);
     arguments.test_threads.get_or_insert(threads.saturating_mul(side_by_side).min(256));
     let mut trials = Vec::new();
-    for suite in &suites {
-        for case in which.cases() {
+    // Case by case, so that every harness has one to run while the others wait for their broker.
+    for case in which.cases() {
+        for suite in &suites {
             match rounds {
                 Some(rounds) => trials.extend((1..=rounds).map(|r| trial(suite, &runtime, case, Some(r)))),
                 None => trials.push(trial(suite, &runtime, case, None)),

@@ -145,6 +145,11 @@ impl Inbox {
             let reason = Reason::text(format!("{why} in attempt {} of {}", held.attempt, self.config.max_deliveries));
             return self.dead_letter(held, reason);
         }
+        if delay.is_none() && self.capabilities.own_backoff && !self.in_place() {
+            let answered = self.settle(Answer::Retry(held.token, Duration::ZERO));
+            self.finish(&held);
+            return answered;
+        }
         let most = self.capabilities.max_retry_delay;
         let unsupported = delay.is_some_and(|d| d > most);
         let delay = delay.filter(|_| !unsupported).unwrap_or_else(|| self.backoff(held.attempt).min(most));

@@ -1,0 +1,129 @@
+//! The same work through the public handles.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anyqueue::{Client, Declare, Message, Sender};
+use bytes::Bytes;
+use futures::stream::{FuturesUnordered, StreamExt};
+
+use crate::process::{Meter, Outcome, Run, due, percentiles};
+use crate::raw::{PREFETCH, TASKS, declare, fill};
+
+/// Messages of a batch.
+const BATCH: usize = 256;
+/// Batches in flight.
+const BATCHES: usize = 4;
+/// Verdicts of single messages that are awaited later.
+const WINDOW: usize = 1024;
+
+pub(crate) async fn run(run: &Run) -> Outcome {
+    declare(run).await;
+    if run.case == "receive" {
+        return receive(run).await;
+    }
+    let client = anyqueue::connect(&run.url).await.unwrap();
+    let sender = client.sender(&run.queue()).declare(Declare::Assume).await.unwrap();
+    let payload = Bytes::from(vec![7; run.size]);
+    match run.case.as_str() {
+        "batch" => batches(run, &sender, &payload).await,
+        "submit" => submit(run, &sender, &payload).await,
+        "tasks" => tasks(run, &sender, &payload).await,
+        "latency" => latency(run, &sender, &payload).await,
+        other => panic!("unknown case {other}"),
+    }
+}
+
+async fn batches(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
+    let meter = Meter::start();
+    let mut flying = FuturesUnordered::new();
+    let mut left = run.messages;
+    while left > 0 {
+        let count = left.min(BATCH);
+        left -= count;
+        if flying.len() == BATCHES {
+            let done: Option<()> = flying.next().await;
+            done.unwrap();
+        }
+        let batch: Vec<_> = (0..count).map(|_| Message::new(payload.clone())).collect();
+        flying.push(async move { drop(sender.send_batch(batch).await.unwrap()) });
+    }
+    while flying.next().await.is_some() {}
+    meter.end(run.messages)
+}
+
+async fn submit(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
+    let meter = Meter::start();
+    let mut flying = VecDeque::with_capacity(WINDOW);
+    for _ in 0..run.messages {
+        if flying.len() == WINDOW {
+            flying.pop_front().map(async |verdict: anyqueue::Verdict| verdict.await.unwrap()).unwrap().await;
+        }
+        flying.push_back(sender.submit(Message::new(payload.clone())).await.unwrap());
+    }
+    for verdict in flying {
+        verdict.await.unwrap();
+    }
+    meter.end(run.messages)
+}
+
+async fn tasks(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
+    let count = run.messages / TASKS;
+    let meter = Meter::start();
+    let tasks: Vec<_> = (0..TASKS)
+        .map(|_| {
+            let (sender, payload) = (sender.clone(), payload.clone());
+            tokio::spawn(async move {
+                for _ in 0..count {
+                    sender.send(Message::new(payload.clone())).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    meter.end(count * TASKS)
+}
+
+async fn receive(run: &Run) -> Outcome {
+    fill(run);
+    let client = anyqueue::connect(&run.url).await.unwrap();
+    let meter = Meter::start();
+    let mut receiver = client.receiver(&run.queue()).prefetch(PREFETCH.into()).declare(Declare::Assume).await.unwrap();
+    let (mut bytes, mut count) = (0, 0);
+    while count < run.messages {
+        let batch = receiver.receive_batch(BATCH).await.unwrap();
+        count += batch.len();
+        bytes += std::hint::black_box(batch.iter().map(|message| message.payload().len()).sum::<usize>());
+        batch.ack();
+    }
+    receiver.flush().await.unwrap();
+    assert_eq!(bytes, run.size * run.messages);
+    meter.end(run.messages)
+}
+
+async fn latency(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
+    let mut micros = Vec::with_capacity(run.messages);
+    let mut window = FuturesUnordered::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    let meter = Meter::start();
+    let (start, mut sent) = (Instant::now(), 0);
+    while micros.len() < run.messages {
+        tokio::select! {
+            Some(took) = window.next(), if !window.is_empty() => micros.push(took),
+            _ = tick.tick(), if sent < run.messages => {
+                let began = Instant::now();
+                for _ in 0..due(start, sent, run.rate).min(run.messages - sent) {
+                    sent += 1;
+                    let verdict = sender.submit(Message::new(payload.clone())).await.unwrap();
+                    window.push(async move {
+                        verdict.await.unwrap();
+                        began.elapsed().as_secs_f64() * 1e6
+                    });
+                }
+            }
+        }
+    }
+    Outcome { latency: percentiles(micros), ..meter.end(run.messages) }
+}
