@@ -1,7 +1,6 @@
 //! Logging in and TLS, against a RabbitMQ of the tests' own, and connecting to what is no RabbitMQ.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod common;
 
 mod links;
