@@ -12,7 +12,7 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
-    Message, Ordering, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, Topology,
+    Message, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, Topology,
 };
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -89,13 +89,15 @@ impl AmqpBroker {
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
         let delay_queues = target.config.delay_queues;
         let consume = Link::open(target, "consume", events, deadline).await?;
+        let server = consume.server();
         let ladder = Ladder::new();
         let task = Task(tokio::spawn(ladder.clone().run(consume.sessions(), timeout)));
         let requester = Requester::new(publish.sessions(), timeout);
         Ok(Self {
             shared: Arc::new(Shared {
                 requester,
-                server: consume.server(),
+                capabilities: Arc::new(capability::of_broker(&server, delay_queues)),
+                server,
                 defaults,
                 known: Known::default(),
                 publish,
@@ -103,7 +105,6 @@ impl AmqpBroker {
                 timeout,
                 ladder,
                 ladder_task: Mutex::new(Some(task)),
-                capabilities: Arc::new(capability::of_broker(delay_queues)),
                 groups: Mutex::default(),
                 publisher: OnceCell::new(),
                 producers: Mutex::default(),
@@ -186,14 +187,14 @@ impl Broker for AmqpBroker {
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.shared.check_open()?;
-        if options.ordering != Ordering::None {
-            return Err(
-                Error::unsupported("competing receivers of a queue keep no order").with_operation("open consumer")
-            );
-        }
         let native = native(&from.address, &options.native)?;
         let facts = self.facts(from).await?;
-        let capabilities = Arc::new(capability::of_consumer(&self.shared.capabilities, &self.shared.server, &facts));
+        let Shared { capabilities, server, .. } = &*self.shared;
+        let capabilities = Arc::new(capability::of_consumer(capabilities, server, &facts, &native.queue));
+        if options.ordering > capabilities.ordering {
+            let why = "competing receivers of a queue keep no order; with x-single-active-consumer=true by key";
+            return Err(Error::unsupported(why).with_operation("open consumer"));
+        }
         let consumer = AmqpConsumer::open(&self.shared, from, options, native, capabilities).await?;
         self.shared.remember(from);
         register(&self.shared.consumers, &consumer);

@@ -6,7 +6,7 @@ use queue_core::{Address, Capabilities, DeliveryCount, Ordering, RetryVia};
 
 use crate::delay::MAX_DELAY;
 use crate::server::ServerInfo;
-use crate::topology::{Arguments, Facts, QueueType, has_priorities};
+use crate::topology::{Arguments, Facts, QueueType, has_backoff, has_priorities, is_single};
 
 /// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -19,13 +19,15 @@ const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 const MAX_HELD_BACK: Duration = Duration::from_secs(20 * 60);
 
 /// What an address can do at most, be it a quorum queue, a classic queue with priorities or a stream.
-pub(crate) fn of_broker(delay_queues: bool) -> Capabilities {
+pub(crate) fn of_broker(server: &ServerInfo, delay_queues: bool) -> Capabilities {
     let mut c = Capabilities::default();
+    c.own_backoff = server.is_rabbitmq(4, 3);
     c.max_message_bytes = MAX_MESSAGE_BYTES;
     c.max_headers = MAX_HEADERS;
     c.max_ttl = MAX_TTL;
     c.ttl = true;
-    c.ordering = Ordering::None;
+    // With a single active consumer.
+    c.ordering = Ordering::PerKey;
     c.topics = true;
     c.anonymous_subscribers = true;
     c.delayed_retry = true;
@@ -65,6 +67,10 @@ pub(crate) fn of_producer(
 ) -> Capabilities {
     let mut c = upper.clone();
     c.replay = false;
+    c.own_backoff = false;
+    if !facts.single && facts.kind != Some(QueueType::Stream) {
+        c.ordering = Ordering::None;
+    }
     if to.is_topic() {
         // The way through the delay queues ends at a queue.
         c.delayed_send = false;
@@ -81,8 +87,12 @@ pub(crate) fn of_producer(
 }
 
 /// What a consumer can do.
-pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Facts) -> Capabilities {
+pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Facts, asked: &Arguments) -> Capabilities {
     let mut c = upper.clone();
+    if !(facts.single || is_single(asked)) {
+        c.ordering = Ordering::None;
+    }
+    c.own_backoff &= facts.backoff || has_backoff(asked);
     c.priority = priority(server, facts);
     c.replay = false;
     match facts.kind {
@@ -90,6 +100,8 @@ pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Fac
         Some(QueueType::Stream) => {
             // An answer only makes room, so what has to come again is kept by this process alone.
             c.replay = true;
+            c.ordering = Ordering::PerKey;
+            c.own_backoff = false;
             c.delayed_retry = false;
             c.retry_via = RetryVia::InPlace;
             c.max_retry_delay = Duration::ZERO;

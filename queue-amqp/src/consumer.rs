@@ -15,7 +15,7 @@ use lapin::options::{BasicAckOptions, BasicQosOptions, BasicRejectOptions};
 use parking_lot::Mutex;
 use queue_core::{
     AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Events,
-    Position, Received, Result, Settled, Source,
+    Ordering, Position, Received, Result, Settled, Source,
 };
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
@@ -45,6 +45,9 @@ pub(crate) struct Inbox {
     /// How the own queue of a topic's receiver without a group is made and bound.
     pub(crate) native: Native,
     pub(crate) prefetch: u16,
+    /// Whether messages go back all at once and in order, when the channel ends: a single active consumer that ended
+    /// its subscription first, or gave them back one by one, would let others overtake.
+    pub(crate) ordered: bool,
     pub(crate) state: Mutex<State>,
     /// Wakes whoever polls.
     pub(crate) poller: AtomicWaker,
@@ -143,6 +146,7 @@ impl AmqpConsumer {
             source: source.clone(),
             native,
             prefetch,
+            ordered: options.ordering != Ordering::None && !capabilities.replay,
             state: Mutex::new(State {
                 epoch: 0,
                 channel: None,
@@ -175,6 +179,9 @@ impl AmqpConsumer {
         self.inbox.state.lock().want = Want::Stop;
         self.inbox.work.notify_one();
         self.inbox.poller.wake();
+        if self.inbox.ordered {
+            return;
+        }
         loop {
             let done = self.inbox.done.notified();
             tokio::pin!(done);
@@ -207,6 +214,9 @@ impl Consumer for AmqpConsumer {
         }
         if let Some(error) = &state.failed {
             return Poll::Ready(Err(error.clone()));
+        }
+        if self.inbox.ordered && state.want == Want::Pause {
+            return Poll::Pending;
         }
         if !state.is_alive() {
             // What is buffered will be delivered again.
@@ -291,6 +301,7 @@ impl Consumer for AmqpConsumer {
             let taken = match answer {
                 // Held for as long as the connection lasts.
                 Answer::Extend(..) => current && state.ledger.holds(tag),
+                Answer::Release(_) if self.inbox.ordered => current && state.ledger.keep(tag),
                 _ => current && state.ledger.settle(tag),
             };
             let Some(channel) = state.channel.as_ref().filter(|_| taken) else {
@@ -303,6 +314,7 @@ impl Consumer for AmqpConsumer {
                 place.gave_back(tag);
             }
             match answer {
+                Answer::Release(_) if self.inbox.ordered => {}
                 Answer::Release(_) => released.push(tag),
                 Answer::Retry(..) if state.place.is_some() => released.push(tag),
                 Answer::Retry(..) => {
@@ -333,6 +345,7 @@ impl Consumer for AmqpConsumer {
             state.want = if paused { Want::Pause } else { Want::Messages };
             drop(state);
             self.inbox.work.notify_one();
+            self.inbox.poller.wake();
         }
     }
 
@@ -350,7 +363,7 @@ impl Consumer for AmqpConsumer {
             report.errors.push(error);
         }
         drop(self.driver.lock().take());
-        let channel = {
+        let (channel, _stream) = {
             let mut state = self.inbox.state.lock();
             if std::mem::replace(&mut state.closed, true) {
                 return CloseReport::default();
@@ -358,9 +371,10 @@ impl Consumer for AmqpConsumer {
             report.unanswered = state.ledger.held();
             report.released = state.released;
             state.unflushed = false;
-            let channel = state.channel.take();
+            // Dropped before the channel is closed, it would end the subscription first; see `Inbox::ordered`.
+            let ended = (state.channel.take(), state.stream.take());
             state.lose_channel(self.inbox.prefetch);
-            channel
+            ended
         };
         self.inbox.poller.wake();
         if let Some(channel) = channel

@@ -17,6 +17,8 @@ enum Mark {
     Acked,
     /// Answered, and written.
     Gone,
+    /// Given back, which the end of the channel does.
+    Kept,
 }
 
 /// The deliveries of one channel, by their tags, which are consecutive from 1 on.
@@ -108,6 +110,14 @@ impl Ledger {
         true
     }
 
+    /// Records that a delivery goes back with the channel; false when it is not unanswered.
+    pub(crate) fn keep(&mut self, tag: u64) -> bool {
+        let Some(mark) = self.mark(tag) else { return false };
+        *mark = Mark::Kept;
+        self.held -= 1;
+        true
+    }
+
     /// What is to be written, in order: tags, each alone or with everything before it.
     fn take(&mut self, mut write: impl FnMut(u64, bool)) {
         let (mut last, mut count) = (None, 0);
@@ -193,6 +203,16 @@ mod tests {
         assert!(!ledger.ack(3) && !ledger.ack(0));
         // The first was settled before, so one tag suffices.
         assert_eq!(taken(&mut ledger), [(2, false)]);
+    }
+
+    #[test]
+    fn what_goes_back_with_the_channel_is_acknowledged_with_nothing() {
+        let mut ledger = Ledger::new(100);
+        (1..=4).for_each(|tag| ledger.hand_out(tag));
+        assert!(ledger.keep(2) && !ledger.keep(2) && !ledger.ack(2) && !ledger.holds(2));
+        assert!([1, 3, 4].into_iter().all(|tag| ledger.ack(tag)));
+        assert_eq!(taken(&mut ledger), [(1, false), (3, false), (4, false)]);
+        assert_eq!(ledger.held(), 0);
     }
 
     #[test]

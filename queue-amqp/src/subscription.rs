@@ -89,6 +89,10 @@ fn next(inbox: &Inbox) -> Step {
             Step::Connect
         }
         (Want::Messages, None) => Step::Subscribe(channel),
+        (Want::Pause | Want::Stop, stream @ Some(_)) if inbox.ordered => {
+            state.stream = stream;
+            Step::Wait { armed: state.armed }
+        }
         (Want::Messages, stream) => {
             state.stream = stream;
             Step::Wait { armed: state.armed }

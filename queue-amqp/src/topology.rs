@@ -16,7 +16,7 @@ use lapin::{Channel, ExchangeKind, Queue};
 use queue_core::{Address, Entry, Error, ErrorKind, Options, Result};
 use tokio::time::Instant;
 
-pub(crate) use self::known::{Facts, Known, has_priorities};
+pub(crate) use self::known::{Facts, Known, has_backoff, has_priorities, is_single};
 pub(crate) use self::native::{Arguments, Binding, ExchangeType, Native, QueueType};
 
 use self::arguments::Wanted;

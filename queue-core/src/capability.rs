@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-/// How far the broker keeps messages in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How far the broker keeps messages in order; each promises more than the one before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[non_exhaustive]
 pub enum Ordering {
     /// No promise.
@@ -85,6 +85,8 @@ pub struct Capabilities {
     pub retry_via: RetryVia,
     /// Longest delay of a retry; zero without `delayed_retry`.
     pub max_retry_delay: Duration,
+    /// A retry without a particular delay is given back to the broker, which makes the pause.
+    pub own_backoff: bool,
     /// [`Message::ttl`](crate::Message::ttl).
     pub ttl: bool,
     /// [`Message::priority`](crate::Message::priority).
@@ -130,6 +132,7 @@ impl Default for Capabilities {
             delayed_retry: false,
             retry_via: RetryVia::None,
             max_retry_delay: Duration::ZERO,
+            own_backoff: false,
             ttl: false,
             priority: false,
             dead_letter: false,

@@ -4,7 +4,8 @@ use lapin::types::AMQPValue;
 use queue_core::{Entry, Error, ErrorKind, Result};
 
 use crate::server::ServerInfo;
-use crate::topology::native::{Arguments, Native, OVERFLOW, QUEUE_TYPE, QueueType};
+use crate::topology::known::has_backoff;
+use crate::topology::native::{Arguments, DELAYED_RETRY, Native, OVERFLOW, QUEUE_TYPE, QueueType};
 
 /// How many deliveries beyond the library's own limit the broker allows: losses and releases count there too.
 const BACKSTOP: u32 = 20;
@@ -37,6 +38,11 @@ impl Wanted {
     pub(crate) fn new(entry: &Entry, native: &Native, defaults: &Arguments, server: &ServerInfo) -> Result<Self> {
         let kind = type_of(&native.queue).or_else(|| type_of(defaults)).unwrap_or(QueueType::Quorum);
         let mut asked = native.queue.clone();
+        if has_backoff(&asked) && !server.is_rabbitmq(4, 3) {
+            // An older one would take it, and do nothing about it.
+            let why = "the server cannot delay what failed: that needs RabbitMQ 4.3";
+            return Err(Error::unsupported(why).with_context("option", DELAYED_RETRY));
+        }
         if let Some(kept) = entry.retention {
             let (name, value) = match kind {
                 // A stream drops whole segments, and counts in seconds.

@@ -6,7 +6,7 @@ use lapin::types::AMQPValue;
 use parking_lot::Mutex;
 
 use crate::topology::arguments::type_of;
-use crate::topology::native::{Arguments, Binding, MAX_PRIORITY, QueueType};
+use crate::topology::native::{Arguments, Binding, DELAYED_RETRY, MAX_PRIORITY, QueueType, SINGLE};
 
 /// More names than a program uses; those that are forgotten are asked for again.
 const MOST: usize = 10_000;
@@ -17,6 +17,10 @@ pub(crate) struct Facts {
     pub(crate) kind: Option<QueueType>,
     /// Whether it was made with priorities of its own.
     pub(crate) priorities: bool,
+    /// Whether it gives its messages to one consumer at a time, and so in order.
+    pub(crate) single: bool,
+    /// Whether it makes a pause of its own before it delivers what failed again.
+    pub(crate) backoff: bool,
     /// What it was bound for, where that was asked for.
     pub(crate) binding: Option<Binding>,
 }
@@ -46,6 +50,8 @@ impl Known {
                 false => Some(QueueType::Classic),
             };
             facts.priorities = has_priorities(arguments);
+            facts.single = is_single(arguments);
+            facts.backoff = has_backoff(arguments);
         });
     }
 
@@ -60,6 +66,16 @@ impl Known {
     pub(crate) fn forget(&self, queue: &str) {
         self.0.lock().remove(queue);
     }
+}
+
+/// Whether a queue with these arguments gives its messages to one consumer at a time.
+pub(crate) fn is_single(arguments: &Arguments) -> bool {
+    arguments.get(SINGLE) == Some(&AMQPValue::Boolean(true))
+}
+
+/// Whether a queue with these arguments makes a pause before it delivers what was rejected.
+pub(crate) fn has_backoff(arguments: &Arguments) -> bool {
+    matches!(arguments.get(DELAYED_RETRY), Some(AMQPValue::LongString(kind)) if ["failed", "all"].iter().any(|k| k.as_bytes() == kind.as_bytes()))
 }
 
 /// Whether a queue with these arguments has priorities.

@@ -14,6 +14,8 @@ pub(crate) type Arguments = BTreeMap<String, AMQPValue>;
 pub(crate) const QUEUE_TYPE: &str = "x-queue-type";
 pub(crate) const MAX_PRIORITY: &str = "x-max-priority";
 pub(crate) const OVERFLOW: &str = "x-overflow";
+pub(crate) const SINGLE: &str = "x-single-active-consumer";
+pub(crate) const DELAYED_RETRY: &str = "x-delayed-retry-type";
 const EXCHANGE_TYPE: &str = "exchange_type";
 const BINDING_KEY: &str = "binding_key";
 const EXCHANGE: &str = "exchange.";
@@ -100,7 +102,7 @@ const ARGUMENTS: &[(&str, Shape)] = &[
     ("x-dead-letter-strategy", Shape::OneOf(&["at-most-once", "at-least-once"])),
     ("x-delayed-retry-max", Shape::Number),
     ("x-delayed-retry-min", Shape::Number),
-    ("x-delayed-retry-type", Shape::OneOf(&["disabled", "failed", "returned", "all"])),
+    (DELAYED_RETRY, Shape::OneOf(&["disabled", "failed", "returned", "all"])),
     ("x-delivery-limit", Shape::Number),
     ("x-expires", Shape::Number),
     ("x-initial-cluster-size", Shape::Number),
@@ -118,7 +120,7 @@ const ARGUMENTS: &[(&str, Shape)] = &[
     ("x-queue-version", Shape::Number),
     ("x-quorum-initial-group-size", Shape::Number),
     ("x-quorum-target-group-size", Shape::Number),
-    ("x-single-active-consumer", Shape::Flag),
+    (SINGLE, Shape::Flag),
     ("x-stream-filter-size-bytes", Shape::Number),
     ("x-stream-max-segment-size-bytes", Shape::Number),
 ];

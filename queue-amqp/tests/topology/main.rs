@@ -6,6 +6,7 @@ mod common;
 
 mod existing;
 mod options;
+mod order;
 mod priorities;
 mod routing;
 mod streams;
@@ -19,41 +20,40 @@ use queue_amqp::{AmqpBroker, DRIVER};
 use queue_core::{Client, Delivery, Receiver};
 use tokio::time::timeout;
 
-use crate::common::{Case, run, soon};
+use crate::common::{Case, run_on_each, soon};
 
 fn main() {
     macro_rules! cases {
         ($($file:ident::$name:ident),* $(,)?) => { vec![$(Case(stringify!($name), |url| $file::$name(url).boxed_local())),*] };
     }
-    run(
-        common::URL,
-        cases![
-            existing::what_was_not_asked_for_is_taken_as_it_is,
-            existing::what_was_asked_for_and_differs_is_shown,
-            existing::a_queue_of_another_program_just_works,
-            existing::a_queue_of_another_connection_is_refused,
-            existing::an_exchange_is_compared_like_a_queue,
-            existing::verifying_compares_and_makes_nothing,
-            options::options_come_by_program_handle_file_and_url,
-            options::what_is_wrong_is_named,
-            options::keys_of_other_brokers_are_left_alone_in_a_file,
-            options::the_version_of_the_server_is_known,
-            priorities::a_message_of_a_higher_priority_goes_first,
-            priorities::a_copy_keeps_a_priority_that_its_queue_does_not_look_at,
-            routing::keys_choose_what_a_group_gets,
-            routing::headers_choose_what_a_group_gets,
-            routing::a_subscriber_without_a_group_has_keys_too,
-            routing::a_missing_exchange_type_costs_nobody_the_connection,
-            routing::a_single_active_consumer_is_alone,
-            routing::dead_letters_of_the_broker_arrive_at_least_once,
-            streams::a_stream_is_read_from_any_position,
-            streams::a_stream_wants_a_start_and_nothing_else_takes_one,
-            streams::a_subscription_goes_on_where_it_was_when_the_connection_broke,
-            streams::a_pause_loses_and_doubles_nothing_of_a_stream,
-            streams::retries_and_dead_letters_of_a_stream_stay_with_the_receiver,
-            streams::a_stream_cannot_be_purged_and_nobody_notices,
-        ],
-    );
+    run_on_each(cases![
+        existing::what_was_not_asked_for_is_taken_as_it_is,
+        existing::what_was_asked_for_and_differs_is_shown,
+        existing::a_queue_of_another_program_just_works,
+        existing::a_queue_of_another_connection_is_refused,
+        existing::an_exchange_is_compared_like_a_queue,
+        existing::verifying_compares_and_makes_nothing,
+        options::options_come_by_program_handle_file_and_url,
+        options::what_is_wrong_is_named,
+        options::keys_of_other_brokers_are_left_alone_in_a_file,
+        options::the_version_of_the_server_is_known,
+        order::a_single_active_consumer_keeps_the_order_of_keys,
+        order::a_retry_without_a_delay_is_paused_by_the_server_where_it_was_told_to,
+        priorities::a_message_of_a_higher_priority_goes_first,
+        priorities::a_copy_keeps_a_priority_that_its_queue_does_not_look_at,
+        routing::keys_choose_what_a_group_gets,
+        routing::headers_choose_what_a_group_gets,
+        routing::a_subscriber_without_a_group_has_keys_too,
+        routing::a_missing_exchange_type_costs_nobody_the_connection,
+        routing::a_single_active_consumer_is_alone,
+        routing::dead_letters_of_the_broker_arrive_at_least_once,
+        streams::a_stream_is_read_from_any_position,
+        streams::a_stream_wants_a_start_and_nothing_else_takes_one,
+        streams::a_subscription_goes_on_where_it_was_when_the_connection_broke,
+        streams::a_pause_loses_and_doubles_nothing_of_a_stream,
+        streams::retries_and_dead_letters_of_a_stream_stay_with_the_receiver,
+        streams::a_stream_cannot_be_purged_and_nobody_notices,
+    ]);
 }
 
 async fn client(url: &str) -> Client {

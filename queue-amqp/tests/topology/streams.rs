@@ -3,9 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
-use lapin::ExchangeKind;
-use lapin::options::ExchangeDeclareOptions;
-use lapin::types::FieldTable;
+use lapin::options::BasicGetOptions;
 use queue_core::{
     Answered, Client, DeliveryCount, ErrorKind, EventKind, EventStream, Message, ReceiverBuilder, RetryVia, Sender,
     Start,
@@ -36,12 +34,10 @@ fn numbers(range: std::ops::Range<u32>) -> Vec<String> {
 }
 
 /// Has the server close the connection that consumes.
-async fn break_connection(client: &Client, events: &mut EventStream) {
+async fn break_connection(client: &Client, events: &mut EventStream, stream: &str) {
     let channel = native(client).open_channel().await.unwrap();
-    // It does so when it is asked for a kind of exchange that it does not know.
-    let bogus = ExchangeKind::Custom("of-no-kind".to_owned());
-    let options = ExchangeDeclareOptions::default();
-    channel.exchange_declare("t-bogus".into(), bogus, options, FieldTable::default()).await.unwrap_err();
+    // It does so when it is asked for a single message of a stream.
+    channel.basic_get(stream.into(), BasicGetOptions::default()).await.unwrap_err();
     for awaited in [EventKind::Disconnected, EventKind::Connected] {
         let seen = async { while events.next().await.is_none_or(|event| event.kind != awaited) {} };
         timeout(PATIENCE, seen).await.expect("the connection breaks and comes back");
@@ -136,19 +132,19 @@ pub(crate) async fn a_subscription_goes_on_where_it_was_when_the_connection_brok
         assert_eq!(held.remove(index).ack(), Answered::Accepted);
     }
     receiver.flush().await.unwrap();
-    break_connection(&client, &mut events).await;
+    break_connection(&client, &mut events, &name).await;
     assert!(held.drain(..).all(|delivery| delivery.ack() == Answered::LeaseLost));
     let expected = [numbers(2..4), numbers(5..10)].concat();
     assert_eq!(texts(&mut receiver, 7).await, expected, "the unanswered again, then the rest, nothing twice");
     // Once more, with everything answered.
     receiver.flush().await.unwrap();
-    break_connection(&client, &mut events).await;
+    break_connection(&client, &mut events, &name).await;
     fill(&sender, 10..12).await;
     assert_eq!(texts(&mut receiver, 2).await, numbers(10..12));
     assert!(is_silent(&mut receiver).await);
     // From the end, before anything came, something may have been missed, and is told.
     let _end = from(&client, &name, Start::Latest).await.unwrap();
-    break_connection(&client, &mut events).await;
+    break_connection(&client, &mut events, &name).await;
     let gap = async { while events.next().await.is_none_or(|event| event.kind != EventKind::Gap) {} };
     timeout(PATIENCE, gap).await.expect("a gap is told");
     client.delete(&name).await.unwrap();

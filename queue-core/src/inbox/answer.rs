@@ -108,7 +108,13 @@ impl Inbox {
     }
 
     pub(crate) fn release(self: &Arc<Self>, held: Held) -> Answered {
-        if self.capabilities.retry_via == RetryVia::InPlace && self.is_running() {
+        let is_alone = match self.capabilities.retry_via {
+            RetryVia::InPlace => true,
+            // A receiver in order is the only one, and a subscriber's queue its own.
+            RetryVia::Copy => self.in_place(),
+            RetryVia::Broker | RetryVia::None => false,
+        };
+        if is_alone && self.is_running() {
             // The broker hands it to nobody else while this receiver has its partition.
             if self.consumer.holds(held.token) {
                 self.hand_out(held);
@@ -145,6 +151,11 @@ impl Inbox {
             let reason = Reason::text(format!("{why} in attempt {} of {}", held.attempt, self.config.max_deliveries));
             return self.dead_letter(held, reason);
         }
+        if delay.is_none() && self.capabilities.own_backoff && !self.in_place() {
+            let answered = self.settle(Answer::Retry(held.token, Duration::ZERO));
+            self.finish(&held);
+            return answered;
+        }
         let most = self.capabilities.max_retry_delay;
         let unsupported = delay.is_some_and(|d| d > most);
         let delay = delay.filter(|_| !unsupported).unwrap_or_else(|| self.backoff(held.attempt).min(most));
@@ -166,8 +177,8 @@ impl Inbox {
             }
             return Answered::Accepted;
         }
-        match (self.capabilities.retry_via, &self.copies) {
-            (RetryVia::Copy, Some(copies)) => {
+        let answer = match (self.capabilities.retry_via, &self.copies) {
+            (RetryVia::Copy, Some(copies)) if !self.per_key() => {
                 // Held back by the broker where it can, else by whoever receives it.
                 let (held_back, due) = match delay {
                     Duration::ZERO => (None, None),
@@ -178,24 +189,16 @@ impl Inbox {
                 if let Some(delay) = held_back {
                     copy = copy.delay(delay);
                 }
-                self.copy_then_ack(held, copies.0.clone(), copy)
+                return self.copy_then_ack(held, copies.0.clone(), copy);
             }
-            (RetryVia::Broker, _) => {
-                let answered = self.settle(Answer::Retry(held.token, delay));
-                self.finish(&held);
-                answered
-            }
-            (RetryVia::InPlace, _) => {
-                let answered = self.settle(Answer::Release(held.token));
-                self.finish(&held);
-                answered
-            }
-            _ => {
-                let answered = self.settle(Answer::Retry(held.token, Duration::ZERO));
-                self.finish(&held);
-                answered
-            }
-        }
+            (RetryVia::Broker, _) => Answer::Retry(held.token, delay),
+            // Where order is kept, a copy would stand behind others of its key.
+            (RetryVia::Copy, Some(_)) | (RetryVia::InPlace, _) => Answer::Release(held.token),
+            (RetryVia::Copy | RetryVia::None, _) => Answer::Retry(held.token, Duration::ZERO),
+        };
+        let answered = self.settle(answer);
+        self.finish(&held);
+        answered
     }
 
     pub(crate) fn dead_letter(self: &Arc<Self>, held: Held, reason: Reason) -> Answered {
