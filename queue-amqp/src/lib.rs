@@ -39,3 +39,8 @@ pub const DRIVER: Driver =
     Driver::new("rabbitmq", &["amqp", "amqps"], option_names::<AmqpConfig>, |endpoint, events| {
         async move { Ok(Arc::new(AmqpBroker::connect(&endpoint, events).await?) as Arc<dyn Broker>) }.boxed()
     });
+
+/// The code on the page about RabbitMQ compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/amqp.md")]
+struct Page;
