@@ -171,10 +171,8 @@ impl Broker for AmqpBroker {
                 let why = "a topic holds no messages: arguments of queues belong to its groups";
                 return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
             }
-            topologist.exchange(to.name()).await?;
-        } else {
-            topologist.queue_exists(to.name()).await?;
         }
+        topologist.is_not_missing(to).await?;
         let facts = self.shared.known.of(to.name());
         let upper = &self.shared.capabilities;
         let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use futures::task::AtomicWaker;
 use futures::{FutureExt, Stream};
 use lapin::Channel;
-use lapin::options::{BasicQosOptions, BasicRejectOptions};
+use lapin::options::{BasicAckOptions, BasicQosOptions, BasicRejectOptions};
 use parking_lot::Mutex;
 use queue_core::{
     AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Events,
@@ -105,6 +105,18 @@ impl State {
         if std::mem::take(&mut self.unflushed) {
             let error = Error::new(ErrorKind::Connection, "the connection broke; answers may be lost with it");
             self.lost = Some(error.with_operation("flush"));
+        }
+    }
+
+    /// Gives back deliveries that are recorded as gone, in order of their tags.
+    pub(crate) fn give_back(&mut self, tags: &[u64]) {
+        let Some(channel) = &self.channel else { return };
+        if self.place.is_none() {
+            return self.ledger.give_back(channel, tags);
+        }
+        // A stream takes nothing back, and closes the connection of who tries; an acknowledgement makes the same room.
+        for tag in tags {
+            let _ = channel.basic_ack(*tag, BasicAckOptions { multiple: false }).now_or_never();
         }
     }
 
@@ -292,6 +304,7 @@ impl Consumer for AmqpConsumer {
             }
             match answer {
                 Answer::Release(_) => released.push(tag),
+                Answer::Retry(..) if state.place.is_some() => released.push(tag),
                 Answer::Retry(..) => {
                     // With the client when the first poll returns.
                     let _ = channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never();
@@ -300,10 +313,8 @@ impl Consumer for AmqpConsumer {
             }
             state.unflushed = true;
         }
-        if let Some(channel) = &state.channel {
-            released.sort_unstable();
-            state.ledger.give_back(channel, &released);
-        }
+        released.sort_unstable();
+        state.give_back(&released);
         settled
     }
 

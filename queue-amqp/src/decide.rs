@@ -5,9 +5,13 @@ use std::task::Context;
 
 use queue_core::{Completion, Error, ErrorKind, Message, Outcome};
 
+use crate::delay::Ticks;
 use crate::error::map;
 use crate::flight::{Origin, State, Verdict, unknown};
 use crate::window::{Window, batch_of};
+
+/// What the server calls the exchange without a name when it refuses to write to it.
+const DEFAULT_EXCHANGE: &str = "amq.default";
 
 impl Window {
     /// Gives an answered flight its verdict.
@@ -113,8 +117,12 @@ impl Window {
         if let (Some((done, index)), Some(cause)) = (culprit, &cause) {
             let mut behind = false;
             for verdict in &mut verdicts {
-                let Verdict::Failed(_, of, at, error, _) = verdict else { continue };
-                if behind {
+                let Verdict::Failed(origin, of, at, error, message) = verdict else { continue };
+                let no_right = cause.kind() == ErrorKind::Unauthorized;
+                if behind && no_right && message.as_ref().is_some_and(|m| is_named(origin, m, cause.message())) {
+                    // It would be the next.
+                    *error = cause.clone().with_retryable(false);
+                } else if behind {
                     *error = Error::new(ErrorKind::Connection, "the channel was closed before").with_operation("send");
                 } else if Arc::ptr_eq(of, &done) && *at == index {
                     *error = cause.clone().with_retryable(false);
@@ -139,22 +147,29 @@ impl Window {
         verdicts
     }
 
-    /// The message that the broker closed the channel for: the first to the exchange that it names, or of the size
-    /// that it says is too large.
+    /// The message that the broker closed the channel for: the first to the exchange that it names (it does not exist, or
+    /// may not be written to), or of the size that it says is too large.
     fn culprit(&mut self) -> Option<(Arc<Completion>, u32)> {
         let lapin::ErrorKind::ProtocolError(refusal) = self.broken.as_ref()?.kind() else { return None };
         let text = refusal.get_message().as_str().to_owned();
         let place = (0..self.published).find(|place| {
             let State::Lost(message) = &self.flights[*place].state else { return false };
             let of_size = || text.contains(&format!("message size {} ", message.payload().len()));
-            let named = self.origin(*place).is_some_and(|origin| {
-                let to = message.destination().unwrap_or(&origin.address);
-                to.is_topic() && text.contains(&format!("'{}'", to.name()))
-            });
-            named || of_size()
+            self.origin(*place).is_some_and(|origin| is_named(origin, message, &text)) || of_size()
         })?;
         let index = self.flights[place].index;
         let batch = batch_of(&mut self.batches, self.base + place as u64)?;
         Some((batch.done.clone(), index))
     }
+}
+
+/// Whether a refusal names the exchange that a message goes to.
+fn is_named(origin: &Origin, message: &Message, text: &str) -> bool {
+    let to = message.destination().unwrap_or(&origin.address);
+    let exchange = match message.get_delay().and_then(Ticks::of) {
+        Some(ticks) => &ticks.exchange(),
+        None if to.is_topic() => to.name(),
+        None => DEFAULT_EXCHANGE,
+    };
+    text.contains(&format!("'{exchange}'"))
 }

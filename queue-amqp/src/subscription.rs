@@ -179,5 +179,5 @@ async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer) {
         tags.push(delivery.delivery_tag);
     }
     state.released += tags.len();
-    state.ledger.give_back(channel, &tags);
+    state.give_back(&tags);
 }

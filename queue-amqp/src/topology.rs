@@ -57,12 +57,16 @@ impl Topologist<'_> {
         self.declare_queue(name, options, FieldTable::default()).await
     }
 
-    /// Whether the queue exists, be it for another connection only.
-    pub(crate) async fn queue_exists(&self, name: &str) -> Result<()> {
-        match self.queue(name).await {
-            Ok(_) => Ok(()),
-            Err(error) if error.kind() == ErrorKind::Conflict => Ok(()),
-            Err(error) => Err(error),
+    /// Fails when a queue or an exchange is known not to exist. It may exist for another connection only; and newer
+    /// servers show it to nobody who has no right on it, though for sending to a queue none is needed.
+    pub(crate) async fn is_not_missing(&self, address: &Address) -> Result<()> {
+        let found = match address.is_topic() {
+            true => self.exchange(address.name()).await,
+            false => self.queue(address.name()).await.map(|_| ()),
+        };
+        match found {
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unauthorized) => Ok(()),
+            found => found,
         }
     }
 

@@ -1,0 +1,148 @@
+//! What exists already, made by this library or by others.
+
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable};
+use queue_core::{Address, Client, Entry, Error, ErrorKind, Topology};
+
+use crate::common::{soon, unique};
+use crate::{client, declare, native, texts};
+
+const DURABLE: fn() -> QueueDeclareOptions = || QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+
+fn entry(address: &str, options: &[(&str, &str)]) -> Entry {
+    let mut entry = Entry::new(address.parse().unwrap());
+    entry.native = options.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    entry
+}
+
+async fn asked(client: &Client, address: &str, options: &[(&str, &str)]) -> Result<(), Error> {
+    soon(client.declare(&Topology::from_iter([entry(address, options)]))).await
+}
+
+fn text(value: &str) -> AMQPValue {
+    AMQPValue::LongString(value.into())
+}
+
+pub(crate) async fn what_was_not_asked_for_is_taken_as_it_is(url: String) {
+    let client = client(&url).await;
+    let name = unique("taken");
+    // Everything differs from what this library would make, and the types of numbers too.
+    let arguments = [
+        ("x-max-length", AMQPValue::LongInt(7)),
+        ("x-message-ttl", AMQPValue::LongLongInt(60_000)),
+        ("x-max-priority", AMQPValue::ShortShortUInt(3)),
+        ("x-overflow", text("reject-publish")),
+        ("x-dead-letter-exchange", text("it's but current is 'none'")),
+        ("x-single-active-consumer", AMQPValue::Boolean(true)),
+        ("x-of-its-own", text("seven")),
+    ];
+    declare(&client, &name, DURABLE(), &arguments).await;
+    asked(&client, &name, &[("x-max-length", "7")]).await.unwrap();
+    asked(&client, &name, &[("x-single-active-consumer", "true"), ("x-of-its-own", "seven")]).await.unwrap();
+    // A classic queue, although nobody said so when it was made.
+    asked(&client, &name, &[("x-queue-type", "classic")]).await.unwrap();
+    let error = asked(&client, &name, &[("x-max-length", "8")]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Conflict);
+    let told = ["argument", "asked", "found"].map(|key| error.context(key).unwrap_or_default().to_owned());
+    assert_eq!(told, ["x-max-length", "8", "7"], "{error}");
+    client.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn what_was_asked_for_and_differs_is_shown(url: String) {
+    let client = client(&url).await;
+    let name = unique("differs");
+    asked(&client, &name, &[("x-max-length", "5")]).await.unwrap();
+    for (option, value, found) in [
+        ("x-queue-type", "classic", "quorum"),
+        ("x-max-length", "6", "5"),
+        ("x-message-ttl", "1000", "none"),
+        ("x-overflow", "drop-head", "none"),
+    ] {
+        let error = asked(&client, &name, &[(option, value)]).await.expect_err(option);
+        assert_eq!(error.kind(), ErrorKind::Conflict, "{error}");
+        let told = ["argument", "asked", "found"].map(|key| error.context(key).unwrap_or_default());
+        assert_eq!(told, [option, value, found], "{error}");
+    }
+    // A handle says it as well, and nothing of this broke the connection for others.
+    let error = client.receiver(name.as_str()).native("x-max-length", "6").await.unwrap_err();
+    assert_eq!((error.kind(), error.context("found")), (ErrorKind::Conflict, Some("5")));
+    client.sender(name.as_str()).native("x-max-length", "5").await.unwrap().send("a").await.unwrap();
+    client.delete(&name).await.unwrap();
+    client.delete(&format!("{name}-dlq")).await.unwrap();
+}
+
+pub(crate) async fn a_queue_of_another_program_just_works(url: String) {
+    let client = client(&url).await;
+    let transient = QueueDeclareOptions { auto_delete: true, ..QueueDeclareOptions::default() };
+    let version = native(&client).server_version().unwrap();
+    let mut kinds = vec![("classic", DURABLE()), ("quorum", DURABLE())];
+    // From 4.3 on the server makes none of these.
+    if version < (4, 3, 0) {
+        kinds.push(("classic", transient));
+    }
+    for (kind, options) in kinds {
+        let name = unique("foreign");
+        let arguments = [("x-queue-type", text(kind)), ("x-max-length", AMQPValue::LongInt(100))];
+        declare(&client, &name, options, &arguments).await;
+        let sender = client.sender(name.as_str()).await.unwrap();
+        sender.send("a").await.unwrap();
+        // Asked for in particular, its durability is still its own.
+        let mut receiver = client.receiver(name.as_str()).native("x-max-length", "100").await.unwrap();
+        assert_eq!(texts(&mut receiver, 1).await, ["a"], "{kind}");
+        drop(receiver);
+        client.delete(&name).await.unwrap();
+        client.delete(&format!("{name}-dlq")).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_queue_of_another_connection_is_refused(url: String) {
+    let (client, other) = (client(&url).await, crate::client(&url).await);
+    let name = unique("locked");
+    let exclusive = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+    declare(&other, &name, exclusive, &[]).await;
+    let error = client.receiver(name.as_str()).discard_dead_letters().await.unwrap_err();
+    assert_eq!((error.kind(), error.context("queue")), (ErrorKind::Conflict, Some(name.as_str())), "{error}");
+    assert!(error.message().contains("exclusive"), "{error}");
+}
+
+pub(crate) async fn an_exchange_is_compared_like_a_queue(url: String) {
+    let client = client(&url).await;
+    let name = unique("exchange");
+    let topic = format!("topic:{name}");
+    let mut arguments = FieldTable::default();
+    arguments.insert("alternate-exchange".into(), text("rest"));
+    let options = ExchangeDeclareOptions { internal: false, auto_delete: true, ..ExchangeDeclareOptions::default() };
+    let channel = native(&client).open_channel().await.unwrap();
+    channel.exchange_declare(name.as_str().into(), ExchangeKind::Direct, options, arguments).await.unwrap();
+    asked(&client, &topic, &[]).await.unwrap();
+    asked(&client, &topic, &[("exchange_type", "direct")]).await.unwrap();
+    asked(&client, &topic, &[("exchange.alternate-exchange", "rest")]).await.unwrap();
+    for (option, argument, value, found) in [
+        ("exchange_type", "type", "topic", "direct"),
+        ("exchange.alternate-exchange", "alternate-exchange", "other", "rest"),
+    ] {
+        let error = asked(&client, &topic, &[(option, value)]).await.expect_err(option);
+        let told = ["exchange", "argument", "asked", "found"].map(|key| error.context(key).unwrap_or_default());
+        assert_eq!((error.kind(), told), (ErrorKind::Conflict, [name.as_str(), argument, value, found]), "{error}");
+    }
+    client.delete(Address::topic(&name).unwrap()).await.unwrap();
+}
+
+pub(crate) async fn verifying_compares_and_makes_nothing(url: String) {
+    let client = client(&url).await;
+    let name = unique("verified");
+    let verify = |options: &[(&str, &str)]| {
+        let topology = Topology::from_iter([entry(&name, options)]);
+        let client = client.clone();
+        async move { soon(client.verify(&topology)).await.map_err(|e| e.kind()) }
+    };
+    for _ in 0..2 {
+        assert_eq!(verify(&[("x-max-length", "5")]).await, Err(ErrorKind::NotFound));
+    }
+    asked(&client, &name, &[("x-max-length", "5")]).await.unwrap();
+    verify(&[]).await.unwrap();
+    verify(&[("x-max-length", "5")]).await.unwrap();
+    assert_eq!(verify(&[("x-max-length", "6")]).await, Err(ErrorKind::Conflict));
+    client.delete(&name).await.unwrap();
+}
