@@ -11,6 +11,7 @@ mod ledger;
 mod link;
 mod producer;
 mod publisher;
+mod slots;
 mod subscription;
 mod topology;
 mod window;
