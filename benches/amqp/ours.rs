@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use anyqueue::{Client, Declare, Message, Sender};
+use anyqueue::{Declare, Message, Sender};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 
