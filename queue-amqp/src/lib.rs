@@ -19,6 +19,7 @@ mod producer;
 mod publisher;
 mod requests;
 mod server;
+mod slots;
 mod stream;
 mod subscription;
 mod tls;
