@@ -96,7 +96,7 @@ pub(crate) enum Seen {
     /// Nothing that is final.
     Nothing,
     /// An answer, perhaps with a message that came back: of this flight or of any other.
-    Answer(Option<BasicReturnMessage>),
+    Answer(Option<Box<BasicReturnMessage>>),
     /// The channel broke.
     Broken(lapin::Error),
     /// Nothing new.
@@ -122,8 +122,8 @@ impl Flight {
         let Poll::Ready(answer) = Pin::new(confirm).poll(cx) else { return Seen::Nothing };
         let message = std::mem::take(message);
         let (state, seen) = match answer {
-            Ok(Confirmation::Ack(returned)) => (State::Answered(message, true), Seen::Answer(returned)),
-            Ok(Confirmation::Nack(returned)) => (State::Answered(message, false), Seen::Answer(returned)),
+            Ok(Confirmation::Ack(returned)) => (State::Answered(message, true), Seen::Answer(returned.map(Box::new))),
+            Ok(Confirmation::Nack(returned)) => (State::Answered(message, false), Seen::Answer(returned.map(Box::new))),
             // Only on a channel without confirmations.
             Ok(Confirmation::NotRequested) => (State::Lost(message), Seen::Answer(None)),
             Err(error) => (State::Lost(message), Seen::Broken(error)),

@@ -22,11 +22,18 @@ pub(crate) struct Job {
 /// The end of a publish: the confirmation to wait for, and the message.
 pub(crate) type Written = (lapin::Result<PublisherConfirm>, Message);
 
+/// What became of a publish at once.
+pub(crate) enum Started {
+    /// It is not at its end; this is its place.
+    Writing(usize),
+    Written(Written),
+}
+
 /// Places for publishes under way. A publish of the client is a future of about 2 KiB, which would be the largest
 /// allocation of a message by far: so a place is used again.
 pub(crate) trait Slots: Send {
-    /// Begins a publish; answers its place when it is not at its end.
-    fn start(&mut self, job: Job) -> Result<usize, Written>;
+    /// Begins a publish.
+    fn start(&mut self, job: Job) -> Started;
     /// Looks at a publish; at its end, the place is free again.
     fn poll(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Written>;
     /// Drops everything.
@@ -49,7 +56,7 @@ pub(crate) fn slots() -> Box<dyn Slots> {
 }
 
 impl<F: Future<Output = Written> + Send, M: Fn(Job) -> F + Send> Slots for Pool<F, M> {
-    fn start(&mut self, job: Job) -> Result<usize, Written> {
+    fn start(&mut self, job: Job) -> Started {
         let future = (self.make)(job);
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -64,8 +71,8 @@ impl<F: Future<Output = Written> + Send, M: Fn(Job) -> F + Send> Slots for Pool<
         // The first poll hands the frames to the client, and takes the place in the order. That they are written is of
         // no interest before the broker can have answered, so it wakes nobody.
         match self.poll(slot, &mut Context::from_waker(Waker::noop())) {
-            Poll::Pending => Ok(slot),
-            Poll::Ready(written) => Err(written),
+            Poll::Pending => Started::Writing(slot),
+            Poll::Ready(written) => Started::Written(written),
         }
     }
 

@@ -23,7 +23,7 @@ use crate::convert::{Outgoing, outgoing};
 use crate::delay::Ladder;
 use crate::flight::{Batch, Flight, Origin, Seen, State, Verdict};
 use crate::publisher::Parcel;
-use crate::slots::{Job, Slots, slots};
+use crate::slots::{Job, Slots, Started, slots};
 
 /// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
 /// client looks at every message that it has.
@@ -133,21 +133,19 @@ impl Window {
         let number = self.base + place as u64;
         let Some(batch) = batch_of(&mut self.batches, number) else { return };
         let origin = &batch.origin;
-        let out = match prepare(origin, &message, self.frame_max, &self.ladder) {
+        let mut out = match prepare(origin, &message, self.frame_max, &self.ladder) {
             Ok(out) => out,
             Err(error) => return self.refuse(place, error, message, verdicts),
         };
-        let Outgoing { exchange, routing_key, mut properties, to_queue, .. } = out;
-        let options = BasicPublishOptions { mandatory: to_queue || origin.require_route, immediate: false };
+        let options = BasicPublishOptions { mandatory: out.to_queue || origin.require_route, immediate: false };
         if message.get_id().is_none() {
-            properties = properties.with_message_id(self.id(number).into());
+            out.properties = std::mem::take(&mut out.properties).with_message_id(self.id(number).into());
         }
         let bytes = message.payload().len();
-        let out = Outgoing { exchange, routing_key, properties, to_queue };
         let state = match self.slots.start(Job { channel: channel.clone(), out, options, message }) {
-            Ok(slot) => State::Writing(slot),
-            Err((Ok(confirm), message)) => State::Confirming(confirm, message),
-            Err((Err(error), message)) => {
+            Started::Writing(slot) => State::Writing(slot),
+            Started::Written((Ok(confirm), message)) => State::Confirming(confirm, message),
+            Started::Written((Err(error), message)) => {
                 let mapped = Error::new(ErrorKind::Connection, "the channel is gone")
                     .with_operation("send")
                     .with_source(error.clone());
@@ -187,7 +185,7 @@ impl Window {
             Seen::Old => return true,
             Seen::Answer(returned) => {
                 if let Some(returned) = returned {
-                    self.attribute(place, returned);
+                    self.attribute(place, *returned);
                 }
             }
             Seen::Broken(error) => {
