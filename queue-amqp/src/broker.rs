@@ -175,7 +175,9 @@ impl Broker for AmqpBroker {
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
         let topologist = self.shared.topologist()?;
         let asked = native(to, &options.native)?.queue;
-        if let (true, Some(option)) = (to.is_topic(), asked.keys().next()) {
+        if to.is_topic()
+            && let Some(option) = asked.keys().next()
+        {
             let why = "a topic holds no messages: arguments of queues belong to its groups";
             return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
         }

@@ -19,6 +19,7 @@ mod producer;
 mod publisher;
 mod requests;
 mod server;
+mod slots;
 mod stream;
 mod subscription;
 mod tls;
@@ -39,3 +40,8 @@ pub const DRIVER: Driver =
     Driver::new("rabbitmq", &["amqp", "amqps"], option_names::<AmqpConfig>, |endpoint, events| {
         async move { Ok(Arc::new(AmqpBroker::connect(&endpoint, events).await?) as Arc<dyn Broker>) }.boxed()
     });
+
+/// The code on the page about RabbitMQ compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/amqp.md")]
+struct Page;

@@ -157,7 +157,9 @@ fn the_brokers_own_headers_are_set_apart_and_counted() {
 fn what_cannot_travel_is_refused_alone() {
     let refused = |message: &Message| outgoing(&address(), message, 4096).unwrap_err().kind();
     assert_eq!(refused(&Message::new("x").header("big", "x".repeat(5000))), ErrorKind::TooLarge);
-    assert_eq!(refused(&Message::new("x").delay(Duration::from_secs(1))), ErrorKind::Unsupported);
+    let second = Duration::from_secs(1);
+    assert_eq!(refused(&Message::new("x").delay(second).ttl(second)), ErrorKind::Unsupported);
+    assert_eq!(refused(&Message::new("x").delay(second).to(Address::topic("t").unwrap())), ErrorKind::Unsupported);
     let long = Address::derived(queue_core::AddressKind::Queue, &"q".repeat(256));
     assert_eq!(refused(&Message::new("x").to(long)), ErrorKind::InvalidInput);
 }

@@ -33,6 +33,7 @@ fn main() {
         to_pika::what_pika_sent_is_the_same_for_pika_when_it_was_sent_on,
         to_pika::a_dead_letter_is_a_plain_message_for_pika,
         to_pika::what_describes_a_body_stays_on_retries_and_dead_letters,
+        to_pika::retries_and_delayed_messages_come_to_pika_by_the_ladder,
         to_pika::topics_and_exchanges_of_pika_are_the_same,
         queues::queues_of_pikas_own_making_are_sent_to_and_received_from,
         queues::an_exclusive_queue_of_pika_takes_messages_and_refuses_receivers,

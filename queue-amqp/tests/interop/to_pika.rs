@@ -215,6 +215,35 @@ pub(crate) async fn what_describes_a_body_stays_on_retries_and_dead_letters(url:
     client.delete(dead).await.unwrap();
 }
 
+pub(crate) async fn retries_and_delayed_messages_come_to_pika_by_the_ladder(url: String) {
+    let client: Client = client(&url).await;
+    let name = unique("ladder");
+    let dead = Address::queue(&name).unwrap().dead_letter();
+    let mut receiver = client.receiver(name.as_str()).await.unwrap();
+    let sender = client.sender(name.as_str()).await.unwrap();
+    sender.send(Message::new("retried").id("r").content_type("text/plain").header("tenant", "acme")).await.unwrap();
+    let delivery = soon(receiver.receive()).await.unwrap();
+    // What comes back is for pika.
+    receiver.stop().await;
+    delivery.retry_after(Duration::from_millis(700));
+    sender.send(Message::new("delayed").id("d").delay(Duration::from_millis(900))).await.unwrap();
+    let seen = python::received(&url, &name, 2).await;
+    for (seen, id) in seen.iter().zip(["r", "d"]) {
+        assert_eq!((&seen["message_id"], &seen["exchange"]), (&json!(id), &json!("anyqueue-delay-out")));
+        let headers = &seen["headers"]["dict"];
+        assert_eq!(headers["x-first-death-reason"], "expired");
+        let waited = headers["x-death"].as_array().unwrap();
+        assert!(waited.iter().all(|w| w["dict"]["queue"].as_str().unwrap().starts_with("anyqueue-delay-")), "{seen}");
+    }
+    let retried = &seen[0]["headers"]["dict"];
+    assert_eq!((&retried["anyqueue-attempt"], &retried["tenant"]), (&json!({"int": 2}), &json!("acme")));
+    assert_eq!(seen[0]["content_type"], "text/plain");
+    assert_eq!(seen[1]["headers"]["dict"].get("anyqueue-attempt"), None);
+    assert!(receiver.close(crate::common::PATIENCE).await.is_clean());
+    client.delete(name.as_str()).await.unwrap();
+    client.delete(dead).await.unwrap();
+}
+
 pub(crate) async fn topics_and_exchanges_of_pika_are_the_same(url: String) {
     let broker = connect(&url).await.unwrap();
     let topic = Address::topic(&unique("topic")).unwrap();
