@@ -12,11 +12,13 @@
 //! | `SIZES` | payloads in bytes (`64,1024`) |
 //! | `QUEUE` | `quorum` (default) or `classic` |
 //! | `CASE` | a part of the name of the cases to run: `batch`, `submit`, `tasks`, `receive`, `latency` |
+//! | `SOAK` | instead: so many messages through one client, which fails unless memory, threads and sockets stay flat |
 //! | `RATE` | messages a second of the latency case (half of what raw lapin reached in this run) |
 
 mod ours;
 mod process;
 mod raw;
+mod soak;
 
 use std::process::ExitCode;
 
@@ -44,6 +46,14 @@ fn main() -> ExitCode {
     };
     let (pairs, messages) = (setting("PAIRS", 15), setting("MESSAGES", 100_000));
     let (wanted, kind) = (setting("CASE", String::new()), setting("QUEUE", "quorum".to_owned()));
+    let soak = setting("SOAK", 0);
+    if soak > 0 {
+        let faults =
+            runtime().block_on(async { tokio::spawn(async move { soak::run(&url, &kind, soak).await }).await });
+        let faults = faults.expect("the soak ends well");
+        faults.iter().for_each(|fault| eprintln!("{fault}"));
+        return if faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
     let sizes = setting("SIZES", "64,1024".to_owned());
     println!("{messages} messages a run, {pairs} pairs, {kind} queue; µs are CPU of the client's process per message");
     println!(

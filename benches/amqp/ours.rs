@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use anyqueue::{Client, Declare, Message, Sender};
+use anyqueue::{Declare, Message, Sender};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 
@@ -90,7 +90,13 @@ async fn receive(run: &Run) -> Outcome {
     fill(run);
     let client = anyqueue::connect(&run.url).await.unwrap();
     let meter = Meter::start();
-    let mut receiver = client.receiver(&run.queue()).prefetch(PREFETCH.into()).declare(Declare::Assume).await.unwrap();
+    let mut receiver = client
+        .receiver(&run.queue())
+        .prefetch(PREFETCH.into())
+        .declare(Declare::Assume)
+        .discard_dead_letters()
+        .await
+        .unwrap();
     let (mut bytes, mut count) = (0, 0);
     while count < run.messages {
         let batch = receiver.receive_batch(BATCH).await.unwrap();

@@ -23,6 +23,8 @@ use crate::config::Target;
 use crate::consumer::AmqpConsumer;
 use crate::delay::Ladder;
 use crate::link::{Link, Task};
+#[cfg(feature = "management")]
+use crate::management::Management;
 use crate::producer::AmqpProducer;
 use crate::publisher::Publisher;
 use crate::requests::Requester;
@@ -46,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) server: ServerInfo,
     /// Arguments of every queue that is made, from the URL.
     defaults: Arguments,
+    #[cfg(feature = "management")]
+    management: Option<Management>,
     known: Known,
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
@@ -84,6 +88,8 @@ impl AmqpBroker {
     async fn connect_to(target: Target, events: Events) -> Result<Self> {
         let timeout = target.config.operation_timeout;
         let defaults = target.defaults.clone();
+        #[cfg(feature = "management")]
+        let management = target.management.clone();
         let deadline = Instant::now() + target.connect_timeout;
         // One after the other: a wrong password is one failed login, not two.
         let publish = Link::open(target.clone(), "publish", events.clone(), deadline).await?;
@@ -99,6 +105,8 @@ impl AmqpBroker {
                 capabilities: Arc::new(capability::of_broker(&server, delay_queues)),
                 server,
                 defaults,
+                #[cfg(feature = "management")]
+                management,
                 known: Known::default(),
                 publish,
                 consume,
@@ -213,6 +221,10 @@ impl Broker for AmqpBroker {
     }
 
     async fn verify(&self, topology: &Topology) -> Result<()> {
+        #[cfg(feature = "management")]
+        if let Some(management) = &self.shared.management {
+            return self.verify_by(management, topology).await;
+        }
         for entry in topology.entries() {
             self.shared.topologist()?.verify(entry).await?;
         }
@@ -327,6 +339,23 @@ impl AmqpBroker {
             (true, false) => refuse("a stream stores no position: say where to start"),
             _ => Ok(Facts { kind, ..self.shared.known.of(&queue) }),
         }
+    }
+
+    /// Compares through the server's HTTP API, and names every difference.
+    #[cfg(feature = "management")]
+    async fn verify_by(&self, management: &Management, topology: &Topology) -> Result<()> {
+        let topologist = self.shared.topologist()?;
+        let mut differences = Vec::new();
+        for entry in topology.entries() {
+            let (native, wanted) = topologist.wanted(entry)?;
+            differences.extend(management.differences(entry, &native, wanted.as_ref(), topologist.deadline).await?);
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(ErrorKind::Conflict, "what exists differs from what was asked for")
+            .with_operation("verify")
+            .with_context("differences", differences.join("; ")))
     }
 
     /// The version of the server as it was when this connection was made: major, minor, patch. `None` where it says

@@ -8,6 +8,8 @@ use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
 use serde::Deserialize;
 
 use crate::auth::{Auth, Login, TokenProvider};
+#[cfg(feature = "management")]
+use crate::management::Management;
 use crate::tls::Tls;
 use crate::topology::{Arguments, Native};
 
@@ -71,6 +73,11 @@ pub struct AmqpConfig {
     pub client_key_file: Option<PathBuf>,
     /// The name that the server's certificate has to be for, for `amqps`. Default: the host of the URL.
     pub server_name: Option<String>,
+
+    /// The server's HTTP API, `http://user:password@host:15672` or `https://…`, which `verify` asks for every difference
+    /// where AMQP tells one at a time. Needs the feature `management` (`amqp-management` of the facade), and is asked
+    /// for nothing else. Default: none.
+    pub management_url: Option<Secret>,
 }
 
 impl Default for AmqpConfig {
@@ -89,6 +96,8 @@ impl Default for AmqpConfig {
             client_cert_file: None,
             client_key_file: None,
             server_name: None,
+
+            management_url: None,
         }
     }
 }
@@ -106,6 +115,8 @@ pub(crate) struct Target {
     pub(crate) connect_timeout: Duration,
     /// Arguments of every queue that is made: options of the URL that start with `amqp.`.
     pub(crate) defaults: Arguments,
+    #[cfg(feature = "management")]
+    pub(crate) management: Option<Management>,
     pub(crate) config: AmqpConfig,
 }
 
@@ -132,6 +143,15 @@ impl Target {
             hosts.push(("localhost".to_owned(), default_port));
         }
         let tls = Tls::new(&config, over_tls)?;
+        #[cfg(not(feature = "management"))]
+        if config.management_url.is_some() {
+            return refuse("management_url needs the feature `management` (`amqp-management` of the facade)");
+        }
+        #[cfg(feature = "management")]
+        let management = match &config.management_url {
+            Some(url) => Some(Management::new(url, tls.as_ref(), &vhost)?),
+            None => None,
+        };
         Ok(Self {
             hosts,
             login: login(endpoint, &config, tls.as_ref(), tokens)?,
@@ -140,6 +160,8 @@ impl Target {
             heartbeat,
             connect_timeout: endpoint.connect_timeout,
             defaults,
+            #[cfg(feature = "management")]
+            management,
             config,
         })
     }

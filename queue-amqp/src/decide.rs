@@ -143,6 +143,7 @@ impl Window {
         self.base += self.flights.len() as u64;
         self.flights.clear();
         self.batches.clear();
+        self.slots.clear();
         (self.answered, self.published, self.in_client, self.bytes) = (0, 0, 0, 0);
         verdicts
     }

@@ -79,9 +79,13 @@ fn kind_of_refusal(kind: &AMQPErrorKind, text: &str) -> ErrorKind {
             }
             AMQPSoftError::NOTFOUND => ErrorKind::NotFound,
             AMQPSoftError::PRECONDITIONFAILED if text.contains("message size") => ErrorKind::TooLarge,
+            // Its plugin is not enabled; earlier servers close the connection for it.
+            AMQPSoftError::PRECONDITIONFAILED if text.contains("unknown exchange type") => ErrorKind::Unsupported,
             // An argument that this type of queue does not take, or that nothing takes.
             AMQPSoftError::PRECONDITIONFAILED if text.contains("of queue type") => ErrorKind::Unsupported,
             AMQPSoftError::PRECONDITIONFAILED if text.contains("invalid arg") => ErrorKind::InvalidInput,
+            // Of a consistent-hash exchange, whose keys are shares.
+            AMQPSoftError::PRECONDITIONFAILED if text.contains("binding key") => ErrorKind::InvalidInput,
             AMQPSoftError::RESOURCELOCKED | AMQPSoftError::PRECONDITIONFAILED => ErrorKind::Conflict,
             AMQPSoftError::CONTENTTOOLARGE => ErrorKind::TooLarge,
             AMQPSoftError::NOROUTE | AMQPSoftError::NOCONSUMERS => ErrorKind::Unroutable,

@@ -12,6 +12,8 @@ use queue_core::{Address, Completion, Error, ErrorKind, Message, Outcome, Receip
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::slots::Slots;
+
 /// The producer that a message came from.
 #[derive(Debug)]
 pub(crate) struct Origin {
@@ -65,15 +67,12 @@ pub(crate) struct Batch {
     pub(crate) done: Arc<Completion>,
 }
 
-/// A publish that is not written yet; hands the message back with its end.
-pub(crate) type Writing = Pin<Box<dyn Future<Output = (lapin::Result<PublisherConfirm>, Message)> + Send>>;
-
 /// How far a message got.
 pub(crate) enum State {
     /// The client does not have it.
     Waiting(Message),
-    /// Its frames are not all written.
-    Writing(Writing),
+    /// Its frames are not all written; see [`Slots`].
+    Writing(usize),
     /// The broker has not answered.
     Confirming(PublisherConfirm, Message),
     /// The broker took it (or refused it), no verdict was given.
@@ -106,9 +105,9 @@ pub(crate) enum Seen {
 
 impl Flight {
     /// Looks whether there is news.
-    pub(crate) fn look(&mut self, cx: &mut Context<'_>) -> Seen {
-        if let State::Writing(writing) = &mut self.state {
-            match writing.as_mut().poll(cx) {
+    pub(crate) fn look(&mut self, slots: &mut dyn Slots, cx: &mut Context<'_>) -> Seen {
+        if let State::Writing(slot) = self.state {
+            match slots.poll(slot, cx) {
                 Poll::Pending => return Seen::Nothing,
                 Poll::Ready((Ok(confirm), message)) => self.state = State::Confirming(confirm, message),
                 Poll::Ready((Err(error), message)) => {
@@ -134,9 +133,9 @@ impl Flight {
     }
 
     /// Makes sure that a message which the client has written is not `Writing` any more.
-    pub(crate) fn settle_writing(&mut self) -> Option<lapin::Error> {
-        let State::Writing(writing) = &mut self.state else { return None };
-        match writing.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop())) {
+    pub(crate) fn settle_writing(&mut self, slots: &mut dyn Slots) -> Option<lapin::Error> {
+        let State::Writing(slot) = self.state else { return None };
+        match slots.poll(slot, &mut Context::from_waker(std::task::Waker::noop())) {
             Poll::Pending => None,
             Poll::Ready((Ok(confirm), message)) => {
                 self.state = State::Confirming(confirm, message);

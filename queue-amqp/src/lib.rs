@@ -13,10 +13,13 @@ mod error;
 mod flight;
 mod ledger;
 mod link;
+#[cfg(feature = "management")]
+mod management;
 mod producer;
 mod publisher;
 mod requests;
 mod server;
+mod slots;
 mod stream;
 mod subscription;
 mod tls;

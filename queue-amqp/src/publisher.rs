@@ -16,6 +16,7 @@ use lapin::options::ConfirmSelectOptions;
 use parking_lot::Mutex;
 use queue_core::{Completion, Error, ErrorKind, Message, Result};
 use tokio::sync::watch;
+use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep};
 
 use crate::delay::Ladder;
@@ -185,13 +186,13 @@ impl Lane {
 
     /// Gives verdicts for as long as the broker is open, and keeps a channel.
     async fn drive(self: Arc<Self>, mut sessions: Sessions, mut blocked: Blocked) {
-        let mut turn = Turn { yielded: false, stuck: Box::pin(sleep(STUCK)), mark: None, spare: Vec::new() };
+        let mut turn = Turn { stuck: Box::pin(sleep(STUCK)), mark: None, spare: Vec::new() };
         loop {
             sessions.mark_unchanged();
             while sessions.borrow().is_some() {
                 self.set_blocked(blocked.borrow_and_update().as_deref());
                 tokio::select! {
-                    () = poll_fn(|cx| self.poll(cx, &mut turn)) => break,
+                    () = self.work(&mut turn) => break,
                     // Gone with the connection; an error here is the end of the broker.
                     _ = sessions.changed() => break,
                     Ok(()) = blocked.changed() => {}
@@ -231,23 +232,25 @@ impl Lane {
         }
     }
 
-    /// Ready when the channel is of no more use.
-    fn poll(&self, cx: &mut Context<'_>, turn: &mut Turn) -> Poll<()> {
-        self.work.register(cx.waker());
-        // The client completes messages one by one: after a moment there are more of them.
-        turn.yielded = !turn.yielded;
-        if turn.yielded {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+    /// Gives messages to the client and takes its answers, until the channel is of no more use.
+    async fn work(&self, turn: &mut Turn) {
+        loop {
+            let mut verdicts = Vec::new();
+            let over = poll_fn(|cx| Poll::Ready(self.advance(cx, turn, &mut verdicts))).await;
+            verdicts.into_iter().for_each(Verdict::give);
+            if over {
+                return;
+            }
+            let mut woken = false;
+            poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+            // Whoever else can run first has more to send, and the client more answers.
+            yield_now().await;
         }
-        let mut verdicts = Vec::new();
-        let over = self.advance(cx, turn, &mut verdicts);
-        verdicts.into_iter().for_each(Verdict::give);
-        if over { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// True when the channel is of no more use.
     fn advance(&self, cx: &mut Context<'_>, turn: &mut Turn, verdicts: &mut Vec<Verdict>) -> bool {
+        self.work.register(cx.waker());
         let mut state = self.state.lock();
         let State { channel: Some(channel), window, .. } = &mut *state else { return true };
         if !channel.status().connected() {
@@ -300,7 +303,6 @@ impl Lane {
 
 /// What the task behind a lane remembers from one poll to the next.
 struct Turn {
-    yielded: bool,
     stuck: Pin<Box<Sleep>>,
     /// The first message in flight when `stuck` was set.
     mark: Option<u64>,

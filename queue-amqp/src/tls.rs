@@ -15,7 +15,7 @@ use crate::auth::{bad_file, read};
 use crate::config::AmqpConfig;
 
 /// The files of a connection over TLS.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Tls {
     ca: Option<PathBuf>,
     /// Certificate and key.
@@ -57,6 +57,11 @@ impl Tls {
 
     /// Reads the files, which may have changed since the last time.
     pub(crate) async fn connector(&self) -> Result<RustlsConnector> {
+        self.client_config().await.map(RustlsConnector::from)
+    }
+
+    /// The same for other clients.
+    pub(crate) async fn client_config(&self) -> Result<ClientConfig> {
         let authorities = match &self.ca {
             Some(path) => Some((path, certificates(path).await?)),
             None => None,
@@ -89,13 +94,12 @@ impl Tls {
                 .map_err(|e| Error::new(ErrorKind::Internal, "the system's certificates").with_source(e))?
                 .map_err(unusable)?,
         };
-        let config = match identity {
+        Ok(match identity {
             Some((path, certificates, key)) => config
                 .with_client_auth_cert(certificates, key)
                 .map_err(|e| bad_file(path, "the key does not fit the certificate").with_source(e))?,
             None => config.with_no_client_auth(),
-        };
-        Ok(RustlsConnector::from(config))
+        })
     }
 }
 

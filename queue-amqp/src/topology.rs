@@ -18,7 +18,10 @@ use tokio::time::Instant;
 
 pub(crate) use self::known::{Facts, Known, has_backoff, has_priorities, is_single};
 pub(crate) use self::native::{Arguments, Binding, ExchangeType, Native, QueueType};
+#[cfg(feature = "management")]
+pub(crate) use self::{arguments::Wanted, declare::shown};
 
+#[cfg(not(feature = "management"))]
 use self::arguments::Wanted;
 use crate::convert::{arguments as table, short};
 use crate::error::within;
@@ -131,6 +134,17 @@ impl Topologist<'_> {
             }
         }
         Ok(())
+    }
+
+    /// What an entry wants, for who compares it by other means.
+    #[cfg(feature = "management")]
+    pub(crate) fn wanted(&self, entry: &Entry) -> Result<(Native, Option<Wanted>)> {
+        let native = native(&entry.address, &entry.native)?;
+        let wanted = match entry.source().queue_name() {
+            Some(_) => Some(Wanted::new(entry, &native, self.defaults, self.server)?),
+            None => None,
+        };
+        Ok((native, wanted))
     }
 
     /// Checks that an entry exists and is what it asks for. Whether a queue is bound cannot be asked.

@@ -9,7 +9,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Waker};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -21,8 +21,9 @@ use queue_core::{Error, ErrorKind, Message, Result};
 
 use crate::convert::{Outgoing, outgoing};
 use crate::delay::Ladder;
-use crate::flight::{Batch, Flight, Origin, Seen, State, Verdict, Writing};
+use crate::flight::{Batch, Flight, Origin, Seen, State, Verdict};
 use crate::publisher::Parcel;
+use crate::slots::{Job, Slots, slots};
 
 /// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
 /// client looks at every message that it has.
@@ -38,6 +39,7 @@ pub(crate) struct Window {
     /// What the ids made here begin with; the number of the flight follows.
     prefix: String,
     pub(super) flights: VecDeque<Flight>,
+    pub(super) slots: Box<dyn Slots>,
     /// Number of the first flight.
     pub(super) base: u64,
     /// How many flights from the front on have been answered.
@@ -64,6 +66,7 @@ impl Window {
             ladder,
             prefix: (0..12).map(|_| fastrand::alphanumeric()).chain(['-']).collect(),
             flights: VecDeque::new(),
+            slots: slots(),
             base: 0,
             answered: 0,
             published: 0,
@@ -140,17 +143,11 @@ impl Window {
             properties = properties.with_message_id(self.id(number).into());
         }
         let bytes = message.payload().len();
-        let channel = channel.clone();
-        let mut writing: Writing = Box::pin(async move {
-            let confirm = channel.basic_publish(exchange, routing_key, options, message.payload(), properties).await;
-            (confirm, message)
-        });
-        // The first poll hands the frames to the client, and takes the place in the order. What is written is of no
-        // interest before the broker can have answered, so that wakes nobody.
-        let state = match writing.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
-            Poll::Pending => State::Writing(writing),
-            Poll::Ready((Ok(confirm), message)) => State::Confirming(confirm, message),
-            Poll::Ready((Err(error), message)) => {
+        let out = Outgoing { exchange, routing_key, properties, to_queue };
+        let state = match self.slots.start(Job { channel: channel.clone(), out, options, message }) {
+            Ok(slot) => State::Writing(slot),
+            Err((Ok(confirm), message)) => State::Confirming(confirm, message),
+            Err((Err(error), message)) => {
                 let mapped = Error::new(ErrorKind::Connection, "the channel is gone")
                     .with_operation("send")
                     .with_source(error.clone());
@@ -185,7 +182,7 @@ impl Window {
 
     /// Looks at a flight; says whether it has been answered.
     pub(super) fn look(&mut self, place: usize, cx: &mut Context<'_>) -> bool {
-        match self.flights[place].look(cx) {
+        match self.flights[place].look(&mut *self.slots, cx) {
             Seen::Nothing => return false,
             Seen::Old => return true,
             Seen::Answer(returned) => {
@@ -207,6 +204,8 @@ impl Window {
     /// Looks at the flights from the front on, up to the first without an answer. Every verdict that is certain goes to
     /// `verdicts`.
     pub(crate) fn advance(&mut self, channel: &Channel, cx: &mut Context<'_>, verdicts: &mut Vec<Verdict>) {
+        // Those that the client completes now are seen at once, not each by a wake-up of its own.
+        fence(channel);
         loop {
             let before = self.answered;
             while self.answered < self.published && self.look(self.answered, cx) {
@@ -297,7 +296,7 @@ impl Window {
             }
             // What was returned has been written.
             for flight in self.flights.range_mut(..self.published) {
-                if let Some(error) = flight.settle_writing() {
+                if let Some(error) = flight.settle_writing(&mut *self.slots) {
                     self.broken.get_or_insert(error);
                 }
             }
@@ -317,7 +316,7 @@ impl Window {
         let id = delivery.properties.message_id().as_ref().map(ShortString::as_str)?;
         let number: u64 = id.strip_prefix(self.prefix.as_str())?.parse().ok()?;
         let place = number.checked_sub(self.base).and_then(|at| usize::try_from(at).ok())?;
-        if let Some(error) = self.flights.get_mut(place)?.settle_writing() {
+        if let Some(error) = self.flights.get_mut(place)?.settle_writing(&mut *self.slots) {
             self.broken.get_or_insert(error);
         }
         // Whoever received the message may send it on, with its id.

@@ -37,6 +37,10 @@ impl Harness for RabbitMq {
         self.variable
     }
 
+    fn replayable(&self) -> &[(&str, &str)] {
+        &[("x-queue-type", "stream")]
+    }
+
     async fn inject_undecodable(&self, queue: &Address) -> Result<Fault> {
         let failed = |error: lapin::Error| Error::new(ErrorKind::Internal, error.to_string());
         let client = self.connect().await?;

@@ -16,8 +16,8 @@ use common::{
 use futures::FutureExt;
 use queue_amqp::DRIVER;
 use queue_core::{
-    Address, Broker, Completion, ConsumerOptions, Endpoint, Entry, ErrorKind, EventKind, Events, HealthState, Message,
-    Outcome, Source, Topology,
+    Address, Broker, Client, Completion, ConsumerOptions, Declare, Endpoint, Entry, ErrorKind, EventKind, Events,
+    HealthState, Message, OnUnknown, Outcome, Source, Topology,
 };
 use tokio::process::Command;
 use tokio::time::{Instant, sleep};
@@ -37,7 +37,8 @@ fn main() {
             killing_the_broker_loses_nothing_confirmed,
             tokens_of_a_lost_connection_touch_nothing,
             connections_closed_by_the_server_come_back,
-            a_blocked_connection_is_seen_and_keeps_its_messages,
+            a_blocked_broker_is_an_error_in_time_and_gets_nothing_that_was_refused,
+            a_thousand_senders_share_two_channels,
             a_frozen_broker_is_an_error_in_time,
         ],
     );
@@ -55,7 +56,7 @@ async fn alone(case: impl Future<Output = ()>) {
     }
 }
 
-async fn brokers(arguments: &[&str]) {
+async fn brokers(arguments: &[&str]) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let output = Command::new(root.join("scripts/brokers"))
         .args(arguments)
@@ -65,10 +66,11 @@ async fn brokers(arguments: &[&str]) {
         .await
         .unwrap();
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-async fn tool(arguments: &[&str]) {
-    brokers(&[&["tool", "rabbitmq"], arguments].concat()).await;
+async fn tool(arguments: &[&str]) -> String {
+    brokers(&[&["tool", "rabbitmq"], arguments].concat()).await
 }
 
 fn url() -> String {
@@ -223,30 +225,86 @@ async fn connections_closed_by_the_server_come_back() {
     }
 }
 
-async fn a_blocked_connection_is_seen_and_keeps_its_messages() {
-    let events = Events::new();
-    let broker = connect_with(events.clone()).await;
-    let address = queue(&broker, "blocked").await;
-    let sender = producer(&broker, &address).await;
-    let receiver = consumer(&broker, &address).await;
-    let mut heard = events.listen();
+async fn a_blocked_broker_is_an_error_in_time_and_gets_nothing_that_was_refused() {
+    const DEADLINE: Duration = Duration::from_secs(2);
+    let client = Client::connect_with(&url(), &[DRIVER]).await.unwrap();
+    let mut heard = client.events();
+    let name = unique("blocked");
+    let sender = client.sender(&name).deadline(DEADLINE).on_unknown(OnUnknown::Fail).await.unwrap();
+    sender.send("before").await.unwrap();
     tool(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await;
-    // The first message meets the alarm.
-    let (done, first) = Completion::new(1);
-    sender.send(numbered(1), done);
+    // The first message meets the alarm: it may arrive.
+    let start = Instant::now();
+    let error = sender.send("first").await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::Timeout, Outcome::Unknown), "{error}");
+    assert!(error.to_string().contains("blocked by the broker"), "{error}");
+    assert!((1.5..4.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
     while soon(heard.next()).await.unwrap().kind != EventKind::Blocked {}
-    assert_eq!(broker.health().state, HealthState::Down);
-    let (done, second) = Completion::new(1);
-    sender.send(numbered(1), done);
-    // The other connection goes on.
-    broker.ping().await.unwrap();
-    tool(&["set_vm_memory_high_watermark", "0.4"]).await;
-    let verdicts = [soon(first).await, soon(second).await];
-    for verdict in verdicts {
-        assert!(verdict.is_ok(), "{verdict:?}");
+    assert_eq!(client.health().state, HealthState::Down);
+    for round in 0..2 {
+        let start = Instant::now();
+        let error = sender.send(format!("refused {round}")).await.unwrap_err();
+        assert_eq!((error.kind(), error.outcome()), (ErrorKind::Throttled, Outcome::NotSent), "{error}");
+        assert!(error.to_string().contains("the broker blocks publishers: low on memory"), "{error}");
+        assert!((1.5..4.0).contains(&start.elapsed().as_secs_f64()), "{:?}", start.elapsed());
     }
-    until("health is green", async || broker.health().is_up()).await;
-    receive_count(&receiver, 2).await;
+    // The other connection goes on.
+    client.ping().await.unwrap();
+    tool(&["set_vm_memory_high_watermark", "0.4"]).await;
+    until("health is green", async || client.health().is_up()).await;
+    sender.send("after").await.unwrap();
+    let mut receiver = client.receiver(&name).await.unwrap();
+    let mut got = Vec::new();
+    while got.last().is_none_or(|last| last != "after") {
+        let delivery = soon(receiver.receive()).await.unwrap();
+        got.push(delivery.text().unwrap().to_owned());
+        delivery.ack();
+    }
+    assert_eq!(got, ["before", "first", "after"]);
+    client.close(PATIENCE).await;
+}
+
+async fn a_thousand_senders_share_two_channels() {
+    const QUEUES: usize = 20;
+    const SENDERS: usize = 1000;
+    let client = Client::connect_with(&url(), &[DRIVER]).await.unwrap();
+    let names: Vec<_> = (0..QUEUES).map(|_| unique("shared")).collect();
+    let mut sending = Vec::new();
+    for n in 0..SENDERS {
+        let declare = if n < QUEUES { Declare::Create } else { Declare::Assume };
+        let sender = client.sender(&names[n % QUEUES]).declare(declare).await.unwrap();
+        sending.push(async move {
+            for part in 0..3 {
+                sender.send(format!("{n}.{part}")).await.unwrap();
+            }
+            sender
+        });
+    }
+    let senders = soon(futures::future::join_all(sending)).await;
+    let (connections, channels) = (list("list_connections", "user").await, list("list_channels", "confirm").await);
+    assert_eq!(connections.len(), 2, "{connections:?}");
+    assert_eq!(channels.iter().filter(|confirm| *confirm == "true").count(), 2, "{channels:?}");
+    // One for the questions to the broker may be open.
+    assert!(channels.len() <= 3, "{channels:?}");
+    let mut got = BTreeSet::new();
+    for name in &names {
+        let mut receiver = client.receiver(name).await.unwrap();
+        for _ in 0..3 * SENDERS / QUEUES {
+            let delivery = soon(receiver.receive()).await.unwrap();
+            got.insert(delivery.text().unwrap().to_owned());
+            delivery.ack();
+        }
+        receiver.close(PATIENCE).await;
+    }
+    assert_eq!(got.len(), 3 * SENDERS);
+    drop(senders);
+    client.close(PATIENCE).await;
+}
+
+/// What the server tells of its connections or channels.
+async fn list(command: &str, column: &str) -> Vec<String> {
+    let text = tool(&["--quiet", command, column]).await;
+    text.lines().map(str::to_owned).filter(|line| line != column).collect()
 }
 
 async fn a_frozen_broker_is_an_error_in_time() {

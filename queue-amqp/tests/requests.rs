@@ -1,6 +1,5 @@
 //! Requests and replies on a real broker.
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod common;
 #[path = "security/proxy.rs"]
 #[allow(dead_code, reason = "every test program uses a part of it")]

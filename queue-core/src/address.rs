@@ -182,7 +182,8 @@ pub enum Start {
     Latest,
     /// At this offset of each partition.
     Offset(u64),
-    /// At the first message that was stored at or after this time.
+    /// At the first message that was stored at or after this time. Where the broker counts in seconds (RabbitMQ), up to
+    /// a second earlier; never later.
     Time(SystemTime),
 }
 

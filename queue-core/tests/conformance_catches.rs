@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use queue_core::conformance::{Harness, Interpose, Layered, Report, check};
+use queue_core::conformance::{Fault, Harness, Interpose, Layered, Report, check, check_faults, fault_case_names};
 use queue_core::{
     AckReport, AckToken, Answer, Broker, Capabilities, CloseReport, Completion, Consumer, Driver, Endpoint, Error,
     ErrorKind, Events, HeaderValue, Message, Producer, Receipt, Received, Result, Settled, memory,
@@ -59,6 +59,7 @@ enum Wrong {
     RetriesAtOnce,
     HidesLateAnswers,
     HandsOutTwice,
+    AcksUnseen,
     NeverPauses,
     Reverses,
     // Producers.
@@ -100,6 +101,58 @@ async fn broken_producers_are_caught() {
         producer_is_caught(Wrong::LosesKeys, "/keys_of_any_bytes_arrive"),
         producer_is_caught(Wrong::IgnoresDelays, "/a_delayed_message_is_never_early_and_holds_up_nobody"),
     );
+}
+
+/// The memory broker, whose connections are never lost: so nothing explains what is.
+struct Unharmed;
+
+#[async_trait]
+impl Harness for Unharmed {
+    fn name(&self) -> &str {
+        "unharmed"
+    }
+
+    fn drivers(&self) -> &[Driver] {
+        &[memory::DRIVER]
+    }
+
+    fn url(&self) -> Option<String> {
+        Some("memory://unharmed".to_owned())
+    }
+
+    fn faults(&self) -> usize {
+        1
+    }
+
+    async fn disconnect(&self) -> Result<Fault> {
+        Ok(Fault::Done)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_or_repeated_under_faults_is_caught() {
+    const CASE: &str = "/lost_connections_mid_stream_lose_nothing_confirmed";
+    let of_stream = |name: &str| name.ends_with(CASE);
+    let unseen = Interpose::default().consumers(|inner| Arc::new(WrongConsumer { inner, fault: Wrong::AcksUnseen }));
+    let twice = Interpose::default().producers(|inner| Arc::new(WrongProducer { inner, fault: Wrong::SendsTwice }));
+    let (right, unseen, twice) = tokio::join!(
+        check_faults(Unharmed, of_stream),
+        check_faults(Layered::new(Unharmed, unseen), of_stream),
+        check_faults(Layered::new(Unharmed, twice), of_stream),
+    );
+    assert!(right.is_success(), "{right:?}");
+    caught(&unseen, CASE);
+    caught(&twice, CASE);
+    assert!(unseen.failed[0].1.contains("never came"), "{unseen:?}");
+    assert!(twice.failed[0].1.contains("came again"), "{twice:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_harness_cannot_do_to_its_broker_is_listed() {
+    let report = check_faults(MEMORY, |_| true).await;
+    let told = "/a_queue_deleted_under_its_receiver_is_made_again_or_told";
+    assert!(report.passed.iter().all(|name| name.ends_with(told)) && report.failed.is_empty(), "{report:?}");
+    assert_eq!(report.passed.len() + report.left_out.len(), fault_case_names().len(), "{report:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -174,6 +227,11 @@ impl Consumer for WrongConsumer {
                     })
                     .collect();
                 into.extend(copies);
+            }
+            // The last of many, so that something is left to be ready with.
+            Wrong::AcksUnseen if into.len() > before + 1 => {
+                let unseen = into.pop().map(|r| r.token);
+                self.inner.ack(unseen.as_slice());
             }
             _ => {}
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Answered, Client, Message, memory};
+use queue_core::{Answered, Client, ErrorKind, Message, memory};
 
 async fn client(url: &str) -> Client {
     Client::connect_with(url, &[memory::DRIVER]).await.unwrap()
@@ -85,4 +85,27 @@ fn futures_can_be_spawned_and_handles_shared() {
     shareable::<dyn queue_core::Broker>();
     shareable::<dyn queue_core::Producer>();
     shareable::<dyn queue_core::Consumer>();
+}
+
+#[tokio::test]
+async fn native_options_of_a_file_are_those_of_its_broker() {
+    let file = |own: &str| {
+        let text = format!("[brokers.main]\nurl = \"memory://\"\n[receivers.r]\nfrom = \"orders\"\n{own}\n");
+        queue_core::Bindings::parse(&text)
+    };
+    // One file serves several brokers: what others would look at is left alone.
+    for other in ["amqp.x-max-length = 5", "\"kafka.retention.ms\" = 5", "sqs.tags.a = \"b\"", ""] {
+        let connections = file(other).unwrap().connect_with(&[memory::DRIVER]).await.unwrap();
+        connections.receiver("r").await.expect(other);
+    }
+    // Its own it has to know.
+    let connections = file("memory.size = 5").unwrap().connect_with(&[memory::DRIVER]).await.unwrap();
+    let error = connections.receiver("r").await.unwrap_err();
+    assert_eq!((error.kind(), error.context("options")), (ErrorKind::Unsupported, Some("size")));
+    // A table of no broker, or a broker's name without an option, is a mistake of the file.
+    for wrong in ["rabbit.x-max-length = 5", "amqp = \"x-max-length\""] {
+        let error = file(wrong).expect_err(wrong);
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error}");
+        assert_eq!(error.context("line"), Some("5"), "{error}");
+    }
 }

@@ -115,7 +115,7 @@ fn kind_named(name: &str) -> ExchangeKind {
 }
 
 /// An argument as the server shows it.
-pub(super) fn shown(value: &AMQPValue) -> String {
+pub(crate) fn shown(value: &AMQPValue) -> String {
     match value {
         AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
         AMQPValue::LongLongInt(number) => number.to_string(),

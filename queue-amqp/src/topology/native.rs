@@ -59,15 +59,20 @@ pub(crate) enum ExchangeType {
 impl ExchangeType {
     const NAMES: &[&str] = &["fanout", "direct", "topic", "headers", "x-consistent-hash"];
 
+    const ALL: [Self; 5] = [Self::Fanout, Self::Direct, Self::Topic, Self::Headers, Self::ConsistentHash];
+
     fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "fanout" => Self::Fanout,
-            "direct" => Self::Direct,
-            "topic" => Self::Topic,
-            "headers" => Self::Headers,
-            "x-consistent-hash" => Self::ConsistentHash,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Fanout => "fanout",
+            Self::Direct => "direct",
+            Self::Topic => "topic",
+            Self::Headers => "headers",
+            Self::ConsistentHash => "x-consistent-hash",
+        }
     }
 
     pub(crate) fn kind(self) -> ExchangeKind {
@@ -76,7 +81,7 @@ impl ExchangeType {
             Self::Direct => ExchangeKind::Direct,
             Self::Topic => ExchangeKind::Topic,
             Self::Headers => ExchangeKind::Headers,
-            Self::ConsistentHash => ExchangeKind::Custom("x-consistent-hash".to_owned()),
+            Self::ConsistentHash => ExchangeKind::Custom(self.name().to_owned()),
         }
     }
 

@@ -15,7 +15,7 @@ impl Own {
     /// A set whose ports are taken by no other: 5712 and what follows, or as `ANYQUEUE_FAULTS_PORT` says.
     pub(crate) fn new(folder: &str) -> Self {
         let port = std::env::var("ANYQUEUE_FAULTS_PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(5712);
-        Self { port, folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join(folder) }
+        Self { port, folder: Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{folder}-{port}")) }
     }
 
     /// The port at a distance from the set's first: 0 is `rabbitmq`, 2 `rabbitmq4`, 3 to 5 `cluster`, 6 to 8 `cluster4`.

@@ -116,3 +116,26 @@ pub(crate) async fn a_swallowed_network_is_noticed_and_told_once() {
     // Longer than two heartbeats: it stays.
     assert!(timeout(Duration::from_secs(3), heard.next()).await.is_err());
 }
+
+pub(crate) async fn a_server_that_is_silent_at_the_end_is_left_too() {
+    server();
+    let proxy = Proxy::to(PLAIN_PORT).await;
+    // So long that no heartbeat ends it.
+    let url = format!("amqp://guest:guest@localhost:{}?heartbeat=60s&operation_timeout=2s", proxy.port);
+    for close in [true, false] {
+        let broker = (DRIVER.connect)(endpoint(&url), Events::new()).await.unwrap();
+        broker.ping().await.unwrap();
+        assert_eq!(proxy.held.load(Ordering::SeqCst), 2);
+        proxy.swallow.store(true, Ordering::SeqCst);
+        let start = Instant::now();
+        if close {
+            let report = broker.close(Instant::now() + Duration::from_secs(1)).await;
+            assert!(!report.is_clean());
+        } else {
+            drop(broker);
+        }
+        until("the connections are gone", async || proxy.held.load(Ordering::SeqCst) == 0).await;
+        assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
+        proxy.swallow.store(false, Ordering::SeqCst);
+    }
+}

@@ -1,7 +1,6 @@
 //! Logging in and TLS, against a RabbitMQ of the tests' own, and connecting to what is no RabbitMQ.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod common;
 
 mod links;
@@ -24,6 +23,7 @@ fn main() {
         cases![
             links::a_server_that_says_nothing_is_an_error_in_time_and_is_left,
             links::a_server_that_closes_at_once_is_an_error_at_once,
+            links::a_server_that_is_silent_at_the_end_is_left_too,
             links::a_swallowed_network_is_noticed_and_told_once,
             links::a_host_that_says_nothing_leaves_time_for_the_next,
             logins::refusals_are_told_apart_and_show_no_password,

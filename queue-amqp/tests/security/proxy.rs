@@ -16,6 +16,8 @@ pub(crate) struct Proxy {
     pub(crate) swallow: Arc<AtomicBool>,
     /// Connections so far.
     pub(crate) accepted: Arc<AtomicUsize>,
+    /// Connections that their client has not ended.
+    pub(crate) held: Arc<AtomicUsize>,
     scissors: Arc<Notify>,
     task: JoinHandle<()>,
 }
@@ -25,9 +27,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let own = listener.local_addr().unwrap().port();
         let (swallow, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let scissors = Arc::new(Notify::new());
-        let task = tokio::spawn(serve(listener, port, swallow.clone(), accepted.clone(), scissors.clone()));
-        Self { port: own, swallow, accepted, scissors, task }
+        let (held, scissors) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
+        let task =
+            tokio::spawn(serve(listener, port, swallow.clone(), accepted.clone(), held.clone(), scissors.clone()));
+        Self { port: own, swallow, accepted, held, scissors, task }
     }
 
     /// Ends every connection of now.
@@ -47,6 +50,7 @@ async fn serve(
     port: u16,
     swallow: Arc<AtomicBool>,
     accepted: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
     scissors: Arc<Notify>,
 ) {
     let mut lines = JoinSet::new();
@@ -62,8 +66,21 @@ async fn serve(
         accepted.fetch_add(1, Ordering::SeqCst);
         let Ok(far) = TcpStream::connect(("127.0.0.1", port)).await else { continue };
         let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-        lines.spawn(pass(near_in, far_out, swallow.clone()));
+        held.fetch_add(1, Ordering::SeqCst);
+        let (up, held) = (pass(near_in, far_out, swallow.clone()), Held(held.clone()));
+        lines.spawn(async move {
+            let _held = held;
+            up.await;
+        });
         lines.spawn(pass(far_in, near_out, swallow.clone()));
+    }
+}
+
+struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }
 

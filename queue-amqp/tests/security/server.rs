@@ -13,6 +13,8 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 /// Ports that the brokers of other tests do not use.
 pub(crate) const PLAIN_PORT: u16 = 5735;
 pub(crate) const TLS_PORT: u16 = 5725;
+/// Names the server of `scripts/brokers` to test with, `rabbitmq` or `rabbitmq4`.
+const SERVER_NAME: &str = "ANYQUEUE_TEST_SECURITY_SERVER";
 /// Known to the server, so that it believes our tokens.
 const TOKEN_KEY: &[u8] = b"a key for nothing but these tests";
 
@@ -28,7 +30,8 @@ static SERVER: OnceLock<Server> = OnceLock::new();
 /// Starts the server once.
 pub(crate) fn server() -> &'static Server {
     SERVER.get_or_init(|| {
-        brokers(&["down", "rabbitmq"]);
+        let name = name();
+        brokers(&["down", &name]);
         let authority = authority();
         store("server-ca.pem", &authority.pem());
         issue(&authority, "server", "localhost", "broker.test");
@@ -37,7 +40,7 @@ pub(crate) fn server() -> &'static Server {
         store("rabbitmq.conf", &configuration());
         store("enabled_plugins", "[rabbitmq_auth_mechanism_ssl,rabbitmq_auth_backend_oauth2].\n");
         store("advanced.config", &keys());
-        brokers(&["up", "rabbitmq"]);
+        brokers(&["up", &name]);
         for user in ["client", "rotating"] {
             tool(&["add_user", user, "first"]);
             tool(&["set_permissions", user, ".*", ".*", ".*"]);
@@ -51,20 +54,26 @@ pub(crate) fn server() -> &'static Server {
 /// Ends the server if it was started.
 pub(crate) fn down() {
     if SERVER.get().is_some() {
-        brokers(&["down", "rabbitmq"]);
+        brokers(&["down", &name()]);
     }
 }
 
+fn name() -> String {
+    std::env::var(SERVER_NAME).unwrap_or_else(|_| "rabbitmq".to_owned())
+}
+
 pub(crate) fn tool(arguments: &[&str]) {
-    brokers(&[&["tool", "rabbitmq"], arguments].concat());
+    brokers(&[&["tool", &name()], arguments].concat());
 }
 
 fn brokers(arguments: &[&str]) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // The port of the newer server is two above that of the other.
+    let first = if name() == "rabbitmq4" { PLAIN_PORT - 2 } else { PLAIN_PORT };
     let output = Command::new(root.join("scripts/brokers"))
         .args(arguments)
         .env("ANYQUEUE_BROKERS_MODE", "native")
-        .env("ANYQUEUE_RABBITMQ_PORT", PLAIN_PORT.to_string())
+        .env("ANYQUEUE_RABBITMQ_PORT", first.to_string())
         .env("ANYQUEUE_RABBITMQ_EXTRA", folder())
         .env("ANYQUEUE_BROKERS_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("amqp-security"))
         .output()

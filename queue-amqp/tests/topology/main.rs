@@ -1,10 +1,11 @@
 //! Queues, exchanges and bindings of every kind, on a real broker, mostly through the handles.
 
 #[path = "../common/mod.rs"]
-#[allow(dead_code, reason = "shared with other targets, which use other parts of it")]
 mod common;
 
 mod existing;
+#[cfg(feature = "management")]
+mod management;
 mod options;
 mod order;
 mod priorities;
@@ -26,7 +27,8 @@ fn main() {
     macro_rules! cases {
         ($($file:ident::$name:ident),* $(,)?) => { vec![$(Case(stringify!($name), |url| $file::$name(url).boxed_local())),*] };
     }
-    run_on_each(cases![
+    #[allow(unused_mut, reason = "one case needs a feature")]
+    let mut cases = cases![
         existing::what_was_not_asked_for_is_taken_as_it_is,
         existing::what_was_asked_for_and_differs_is_shown,
         existing::a_queue_of_another_program_just_works,
@@ -53,7 +55,10 @@ fn main() {
         streams::a_pause_loses_and_doubles_nothing_of_a_stream,
         streams::retries_and_dead_letters_of_a_stream_stay_with_the_receiver,
         streams::a_stream_cannot_be_purged_and_nobody_notices,
-    ]);
+    ];
+    #[cfg(feature = "management")]
+    cases.extend(cases![management::the_http_api_names_every_difference]);
+    run_on_each(cases);
 }
 
 async fn client(url: &str) -> Client {

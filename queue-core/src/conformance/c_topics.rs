@@ -9,6 +9,8 @@ use super::case::{
 };
 use crate::address::{Address, Start};
 use crate::error::ErrorKind;
+use crate::receiver::ReceiverBuilder;
+use crate::sender::Sender;
 
 cases! { "c_topics":
     two_groups_both_get_everything ["topics", |p| p.broker.topics, else topics_are_refused];
@@ -21,10 +23,10 @@ cases! { "c_topics":
     anonymous_subscribers_each_get_everything
         ["anonymous_subscribers", |p| p.broker.anonymous_subscribers, else anonymous_subscribers_are_refused];
     a_replay_from_the_earliest_gets_everything_again
-        ["replay", |p| p.topic.replay, else replay_is_refused];
-    a_replay_from_a_time_starts_there ["replay", |p| p.topic.replay, else replay_is_refused];
-    a_replay_from_an_offset_starts_there ["replay", |p| p.topic.replay, else replay_is_refused];
-    a_start_at_the_latest_skips_what_was_there ["replay", |p| p.topic.replay, else replay_is_refused];
+        ["replay", |p| p.replay, else replay_is_refused];
+    a_replay_from_a_time_starts_there ["replay", |p| p.replay, else replay_is_refused];
+    a_replay_from_an_offset_starts_there ["replay", |p| p.replay, else replay_is_refused];
+    a_start_at_the_latest_skips_what_was_there ["replay", |p| p.replay, else replay_is_refused];
 }
 
 async fn topics_are_refused(ctx: Ctx) -> CaseResult {
@@ -143,10 +145,32 @@ async fn replay_is_refused(ctx: Ctx) -> CaseResult {
     Ok(())
 }
 
+/// Where messages are kept to be read again: a topic for its groups, or a queue that is made for it.
+fn log(ctx: &Ctx) -> CaseResult<Address> {
+    if ctx.probe.topic.replay { ctx.topic() } else { ctx.queue() }
+}
+
+async fn writer(ctx: &Ctx, log: &Address) -> CaseResult<Sender> {
+    if log.is_topic() {
+        return ctx.sender(log).await;
+    }
+    let options = ctx.harness.replayable().iter();
+    let sender = options.fold(ctx.client.sender(log), |sender, (name, value)| sender.native(*name, *value));
+    Ok(within("a sender to open", async { sender.await }).await??)
+}
+
+fn reader(ctx: &Ctx, log: &Address, group: &str, start: Start) -> CaseResult<ReceiverBuilder> {
+    let receiver = ctx.receiver(log).start(start);
+    if !log.is_topic() {
+        return Ok(receiver);
+    }
+    ctx.dead_letter_of(log, group)?;
+    Ok(receiver.group(group))
+}
+
 /// Everything that a receiver of a new group gets from this start, until it is quiet.
-async fn replayed(ctx: &Ctx, topic: &Address, group: &str, start: Start, least: usize) -> CaseResult<Vec<String>> {
-    ctx.dead_letter_of(topic, group)?;
-    let mut receiver = open(ctx.receiver(topic).group(group).start(start)).await?;
+async fn replayed(ctx: &Ctx, log: &Address, group: &str, start: Start, least: usize) -> CaseResult<Vec<String>> {
+    let mut receiver = open(reader(ctx, log, group, start)?).await?;
     let mut got = drain(&mut receiver, least).await?;
     while let Ok(more) = tokio::time::timeout(QUIET, receiver.receive()).await {
         let more = more?;
@@ -159,44 +183,51 @@ async fn replayed(ctx: &Ctx, topic: &Address, group: &str, start: Start, least: 
 }
 
 async fn a_replay_from_the_earliest_gets_everything_again(ctx: Ctx) -> CaseResult {
-    let topic = ctx.topic()?;
-    let sender = ctx.sender(&topic).await?;
+    let log = log(&ctx)?;
+    let sender = writer(&ctx, &log).await?;
     for i in 0..10 {
         within("a send", sender.send(message(i))).await??;
     }
-    for start in [Start::Committed, Start::Earliest, Start::Earliest] {
-        let got = replayed(&ctx, &topic, "again", start, 10).await?;
+    let mut starts = vec![Start::Earliest, Start::Earliest];
+    if log.is_topic() {
+        starts.insert(0, Start::Committed);
+    } else {
+        // Nobody keeps a position for it, so one has to be given; and it is only this queue that takes one.
+        refuses_to_open(reader(&ctx, &log, "", Start::Committed)?, "a log without a start").await?;
+        replay_is_refused(ctx.clone()).await?;
+    }
+    for start in starts {
+        let got = replayed(&ctx, &log, "again", start, 10).await?;
         expect_same(&got, &bodies(10), &format!("from {start:?}"))?;
     }
     Ok(())
 }
 
 async fn a_replay_from_a_time_starts_there(ctx: Ctx) -> CaseResult {
-    let topic = ctx.topic()?;
-    let sender = ctx.sender(&topic).await?;
+    let log = log(&ctx)?;
+    let sender = writer(&ctx, &log).await?;
     for i in 0..5 {
         within("a send", sender.send(message(i))).await??;
     }
-    // The broker's clock may be coarse, and it may not be ours to the millisecond.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    // The broker's clock may count in seconds, and it may not be ours to the millisecond.
+    tokio::time::sleep(Duration::from_millis(1500)).await;
     let time = SystemTime::now();
     tokio::time::sleep(Duration::from_millis(500)).await;
     for i in 5..10 {
         within("a send", sender.send(message(i))).await??;
     }
-    let got = replayed(&ctx, &topic, "since", Start::Time(time), 5).await?;
+    let got = replayed(&ctx, &log, "since", Start::Time(time), 5).await?;
     expect_same(&got, &bodies(10)[5..], "from a time between")
 }
 
 async fn a_replay_from_an_offset_starts_there(ctx: Ctx) -> CaseResult {
-    let topic = ctx.topic()?;
-    let sender = ctx.sender(&topic).await?;
+    let log = log(&ctx)?;
+    let sender = writer(&ctx, &log).await?;
     // One key, so one partition: what lies before the offset is left out.
     for i in 0..10 {
         within("a send", sender.send(message(i).key("one"))).await??;
     }
-    ctx.dead_letter_of(&topic, "first")?;
-    let mut receiver = open(ctx.receiver(&topic).group("first").start(Start::Earliest)).await?;
+    let mut receiver = open(reader(&ctx, &log, "first", Start::Earliest)?).await?;
     let mut offset = None;
     for delivery in hold(&mut receiver, 10).await? {
         if body(&delivery) == "m6" {
@@ -208,15 +239,14 @@ async fn a_replay_from_an_offset_starts_there(ctx: Ctx) -> CaseResult {
         return Err(broken("replay is declared, and a delivery has no offset".into()));
     };
     let expected: Vec<_> = (6..10).map(|i| format!("m{i}")).collect();
-    expect_same(&replayed(&ctx, &topic, "from", Start::Offset(offset), 4).await?, &expected, "from an offset")
+    expect_same(&replayed(&ctx, &log, "from", Start::Offset(offset), 4).await?, &expected, "from an offset")
 }
 
 async fn a_start_at_the_latest_skips_what_was_there(ctx: Ctx) -> CaseResult {
-    let topic = ctx.topic()?;
-    let sender = ctx.sender(&topic).await?;
+    let log = log(&ctx)?;
+    let sender = writer(&ctx, &log).await?;
     within("a send", sender.send(message(0))).await??;
-    ctx.dead_letter_of(&topic, "new")?;
-    let mut receiver = open(ctx.receiver(&topic).group("new").start(Start::Latest)).await?;
+    let mut receiver = open(reader(&ctx, &log, "new", Start::Latest)?).await?;
     within("a send", sender.send(message(1))).await??;
     expect_same(&drain(&mut receiver, 1).await?, &["m1".to_owned()], "from the latest")?;
     quiet(&mut receiver, QUIET).await

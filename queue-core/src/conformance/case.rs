@@ -140,6 +140,8 @@ pub(super) struct Probe {
     pub(super) receiver: Arc<Capabilities>,
     /// Of a group's receiver; the broker's own where it has no topics.
     pub(super) topic: Arc<Capabilities>,
+    /// Whether something can be read again: a group, or a queue that the harness makes for it.
+    pub(super) replay: bool,
 }
 
 /// What a case works with: a client of its own and fresh addresses.

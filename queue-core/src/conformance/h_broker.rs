@@ -2,13 +2,17 @@
 
 use std::time::Duration;
 
+use futures::future::join;
+use tokio::time::Instant;
+
 use super::case::{
-    CaseResult, Ctx, QUIET, broken, cases, drain, ensure, expect_error, expect_same, hold, message,
+    CaseResult, Ctx, QUIET, WAIT, broken, cases, drain, ensure, expect_error, expect_same, hold, message, next_of,
     only_a_marker_arrives, quiet, within, within_time,
 };
-use crate::address::Source;
+use crate::address::{Address, Source};
 use crate::capability::Capabilities;
 use crate::error::ErrorKind;
+use crate::message::Message;
 use crate::topology::{Entry, Topology};
 
 cases! { "h_broker":
@@ -18,6 +22,7 @@ cases! { "h_broker":
     what_is_deleted_is_gone_and_deleting_twice_is_fine;
     a_purge_removes_what_waits ["purge", |p| p.broker.purge, else purging_is_refused];
     stats_count_what_waits ["stats", |p| p.broker.stats, else stats_are_refused];
+    a_request_gets_its_reply ["requests", |p| p.broker.requests, else there_are_no_requests];
     an_address_can_do_no_more_than_its_broker;
 }
 
@@ -139,6 +144,41 @@ async fn stats_are_refused(ctx: Ctx) -> CaseResult {
     expect_error(stats, &[ErrorKind::Unsupported], "stats").map(drop)
 }
 
+async fn a_request_gets_its_reply(ctx: Ctx) -> CaseResult {
+    let (queue, missing) = (ctx.queue()?, ctx.queue()?);
+    let replier = ctx.another().await?;
+    let sender = within("opening the sender", async { replier.sender(&queue).await }).await??;
+    let mut receiver = ctx.open(&queue).await?;
+    let broker = ctx.client.broker();
+    let Some(requests) = broker.requests() else {
+        return Err(broken("declared, and there are none".to_owned()));
+    };
+    let asking = requests.request(&queue, message(7), Instant::now() + WAIT);
+    let replying = async {
+        let request = next_of(&mut receiver, "the request").await?;
+        let (to, correlation) = (request.get_reply_to(), request.get_correlation_id());
+        let (Some(to), Some(correlation)) = (to, correlation) else {
+            return Err(broken("a request says where and by what name its reply is awaited".to_owned()));
+        };
+        let reply = Message::new("reply").to(Address::queue(to)?).correlation_id(correlation.to_owned());
+        within("the reply", sender.send(reply)).await??;
+        request.ack();
+        Ok(())
+    };
+    let (reply, replied) = within("a request", join(asking, replying)).await?;
+    replied?;
+    let reply = reply?;
+    ensure!(reply.text() == Some("reply"), "the reply is {:?}", reply.text());
+    let unroutable = requests.request(&missing, message(8), Instant::now() + WAIT);
+    let unroutable = within("a request to no queue", unroutable).await?;
+    expect_error(unroutable, &[ErrorKind::Unroutable], "a request to no queue").map(drop)
+}
+
+async fn there_are_no_requests(ctx: Ctx) -> CaseResult {
+    ensure!(ctx.client.broker().requests().is_none(), "there are requests, and they are not declared");
+    Ok(())
+}
+
 async fn an_address_can_do_no_more_than_its_broker(ctx: Ctx) -> CaseResult {
     let most = &ctx.probe.broker;
     for (what, own) in
@@ -181,6 +221,7 @@ fn more_than(own: &Capabilities, most: &Capabilities) -> Vec<&'static str> {
         ("tombstones", own.tombstones && !most.tombstones),
         ("typed_headers", own.typed_headers && !most.typed_headers),
         ("replay", own.replay && !most.replay),
+        ("requests", own.requests && !most.requests),
     ]
     .into_iter()
     .filter_map(|(name, more)| more.then_some(name))

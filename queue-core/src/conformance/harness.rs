@@ -68,6 +68,12 @@ pub trait Harness: Send + Sync + 'static {
         format!("{unique}{}", self.suffix())
     }
 
+    /// The broker's own options with which a queue can be read again from any position, where a topic's group cannot.
+    /// Default: none; nothing but what the capabilities say can be read again.
+    fn replayable(&self) -> &[(&str, &str)] {
+        &[]
+    }
+
     /// Most cases that run at the same time. Default: 8.
     fn threads(&self) -> usize {
         8
@@ -182,6 +188,10 @@ impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
 
     fn address(&self, unique: &str) -> String {
         (**self).address(unique)
+    }
+
+    fn replayable(&self) -> &[(&str, &str)] {
+        (**self).replayable()
     }
 
     fn threads(&self) -> usize {

@@ -162,7 +162,8 @@ impl Suite {
                 false => broker.clone(),
             };
             self.harness.cleanup(&client, &[queue, topic]).await;
-            Ok((Arc::new(Probe { broker, sender, receiver, topic: topic_capabilities }), client))
+            let replay = topic_capabilities.replay || !self.harness.replayable().is_empty();
+            Ok((Arc::new(Probe { broker, sender, receiver, topic: topic_capabilities, replay }), client))
         };
         self.probe.get_or_try_init(|| within_time(LIMIT, "the capabilities", probe).flatten_ok()).await.cloned()
     }
