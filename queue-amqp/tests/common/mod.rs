@@ -1,7 +1,5 @@
 //! What the tests against a real broker share; none of them uses all of it.
 
-#![allow(dead_code)]
-
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
