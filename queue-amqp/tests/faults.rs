@@ -1,6 +1,5 @@
 //! Faults of a real broker of the tests' own: it is killed, frozen, blocked, and closes connections.
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod common;
 
 use std::collections::BTreeSet;

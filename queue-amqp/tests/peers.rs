@@ -32,7 +32,6 @@
 //! | the content type is always the same one | interop, `bodies_and_properties_reach_pika_as_they_are` |
 //! | the client's types are in public signatures | the facade's `public_api` |
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod common;
 #[path = "common/proxy.rs"]
 mod proxy;

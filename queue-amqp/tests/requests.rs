@@ -2,7 +2,6 @@
 
 mod common;
 #[path = "security/proxy.rs"]
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod proxy;
 
 use std::collections::BTreeSet;

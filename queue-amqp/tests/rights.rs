@@ -2,7 +2,6 @@
 //!
 //! Users are made by the management API, at the server's port + 10000.
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 mod common;
 
 use std::path::Path;

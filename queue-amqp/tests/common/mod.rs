@@ -1,4 +1,5 @@
 //! What the tests against a real broker share; none of them uses all of it.
+#![allow(dead_code, reason = "every test program uses a part of it")]
 
 use std::future::{Future, poll_fn};
 use std::num::NonZeroUsize;

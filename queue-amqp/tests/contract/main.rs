@@ -1,6 +1,5 @@
 //! Promises of the contract, on a real broker, without the handles.
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 #[path = "../common/mod.rs"]
 mod common;
 

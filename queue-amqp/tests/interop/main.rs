@@ -2,7 +2,6 @@
 //!
 //! `scripts/interop` makes the Python that runs the programs beside this file.
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 #[path = "../common/mod.rs"]
 mod common;
 
