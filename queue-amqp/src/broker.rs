@@ -329,11 +329,13 @@ impl AmqpBroker {
                 Ok(Facts::default())
             };
         };
-        // Asked each time: the queue may have been made anew as something else.
-        let kind = self.shared.topologist()?.kind(&queue).await?;
-        if let Some(kind) = kind {
-            self.shared.known.is_of(&queue, kind);
-        }
+        let kind = match self.shared.known.of(&queue).kind {
+            Some(kind) => Some(kind),
+            None => {
+                let kind = self.shared.topologist()?.kind(&queue).await?;
+                kind.inspect(|kind| self.shared.known.is_of(&queue, *kind))
+            }
+        };
         match (kind == Some(QueueType::Stream), replays) {
             (false, true) => refuse("only a stream can be replayed: a queue made with x-queue-type=stream"),
             (true, false) => refuse("a stream stores no position: say where to start"),

@@ -37,6 +37,35 @@ pub(crate) struct Session {
     credentials: Credentials,
 }
 
+impl Session {
+    /// Opens a channel; `None` when none is left, and the connection is ended for that.
+    ///
+    /// The client refuses the number of a channel that the server closed for an error for as long as the connection
+    /// lasts, with the error of then, and goes on to the next number with each call.
+    pub(crate) async fn channel(&self, deadline: Instant) -> Result<Option<Channel>> {
+        loop {
+            let opened = timeout_at(deadline, self.connection.create_channel()).await;
+            match opened.map(|opened| opened.map_err(|e| (map(&e, "open channel"), e))) {
+                Ok(Ok(channel)) => return Ok(Some(channel)),
+                Ok(Err((_, error))) if matches!(error.kind(), lapin::ErrorKind::ChannelsLimitReached) => {
+                    tracing::warn!(host = self.host, "the connection has no channels left, and is made anew");
+                    self.line.hang_up();
+                    return Ok(None);
+                }
+                // Nobody is refused a channel alone: this is of another time.
+                Ok(Err((_, error)))
+                    if matches!(error.kind(), lapin::ErrorKind::ProtocolError(_))
+                        && self.connection.status().connected() => {}
+                Ok(Err((error, _))) => return Err(error),
+                Err(_) => {
+                    let error = Error::new(ErrorKind::Timeout, "the broker did not answer in time");
+                    return Err(error.with_operation("open channel"));
+                }
+            }
+        }
+    }
+}
+
 /// Ends its task when dropped.
 #[derive(Debug)]
 pub(crate) struct Task(pub(crate) JoinHandle<()>);
@@ -147,8 +176,10 @@ pub(crate) async fn open_channel(
             Err(_) => None,
         };
         let Some(session) = session else { return Err(not_connected()) };
-        if session.connection.status().connected() {
-            return within(deadline, "open channel", session.connection.create_channel()).await;
+        if session.connection.status().connected()
+            && let Some(channel) = session.channel(deadline).await?
+        {
+            return Ok(channel);
         }
         // Lost, and the supervisor is about to say so.
         match timeout_at(deadline, sessions.changed()).await {

@@ -86,20 +86,19 @@ impl Topologist<'_> {
         let native = native(&entry.address, &entry.native)?;
         let name = entry.address.name();
         if entry.address.is_topic() {
-            match self.exchange(name).await {
-                Err(error) if error.kind() == ErrorKind::NotFound => self.make_exchange(name, &native).await?,
-                Ok(()) => self.compare_exchange(name, &native).await?,
-                other => other?,
-            }
+            self.declare_exchange(name, &native).await?;
         }
         let Some(queue) = entry.source().queue_name() else { return Ok(()) };
         let wanted = Wanted::new(entry, &native, self.defaults, self.server)?;
-        match self.queue(&queue).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => {
-                let made = self.make_queue(&queue, &wanted).await?;
-                self.known.made(&queue, &made);
+        // Looking first would cost a channel for each queue that is to be made; making first does for each that exists
+        // and differs, or may not be made.
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        match self.declare_queue(&queue, options, arguments_of(&wanted.all)?).await {
+            Ok(_) => self.known.made(&queue, &wanted.all),
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unauthorized) => {
+                self.queue(&queue).await.map_err(|missing| or_else(missing, error))?;
+                self.compare_queue(&queue, &wanted).await?;
             }
-            Ok(_) => self.compare_queue(&queue, &wanted).await?,
             Err(error) => return Err(error),
         }
         if entry.address.is_topic() {
@@ -114,6 +113,21 @@ impl Topologist<'_> {
             bind(&channel, &queue, name, &binding, native.exchange_type, self.deadline).await?;
         }
         Ok(())
+    }
+
+    async fn declare_exchange(&self, name: &str, native: &Native) -> Result<()> {
+        if native.exchange_type.is_some() || !native.exchange.is_empty() {
+            return self.make_exchange(name, native).await;
+        }
+        let channel = self.channel().await?;
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        let declared = channel.exchange_declare(short(name)?, ExchangeKind::Fanout, options, FieldTable::default());
+        match within(self.deadline, "declare", declared).await.map_err(|e| e.with_context("exchange", name)) {
+            Err(error) if matches!(error.kind(), ErrorKind::Conflict | ErrorKind::Unauthorized) => {
+                self.exchange(name).await.map_err(|missing| or_else(missing, error))
+            }
+            made => made,
+        }
     }
 
     async fn compare_exchange(&self, name: &str, native: &Native) -> Result<()> {
@@ -194,6 +208,15 @@ impl Topologist<'_> {
     }
 }
 
+fn arguments_of(arguments: &Arguments) -> Result<FieldTable> {
+    table(arguments.iter().map(|(name, value)| (name.as_str(), value.clone())))
+}
+
+/// What does not exist could not be made either: the reason for that is of more use.
+fn or_else(error: Error, reason: Error) -> Error {
+    if error.kind() == ErrorKind::NotFound { reason } else { error }
+}
+
 fn missing_is_fine(result: Result<()>) -> Result<()> {
     match result {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
@@ -226,7 +249,7 @@ pub(crate) async fn bind(
             .with_context("option", "binding_key")
             .with_context("exchange", exchange));
     }
-    let arguments = table(binding.arguments.iter().map(|(name, value)| (name.as_str(), value.clone())))?;
+    let arguments = arguments_of(&binding.arguments)?;
     for key in keys {
         let bound = channel.queue_bind(
             short(queue)?,

@@ -11,7 +11,7 @@ use queue_core::{Error, ErrorKind, Result};
 
 use super::Topologist;
 use crate::convert::{arguments, short};
-use crate::error::within;
+use crate::error::{not_connected, within};
 use crate::topology::arguments::Wanted;
 use crate::topology::native::{Arguments, ExchangeType, Native, QUEUE_TYPE};
 use crate::topology::refusal::{Current, Refusal};
@@ -59,7 +59,8 @@ impl Draft {
             "auto_delete" => self.auto_delete = is(),
             "internal" => self.internal = is(),
             "type" if kind_asked => return Err(self.conflict("type", name_of(&self.kind), current.shown())),
-            "type" => self.kind = kind_named(current.shown()),
+            // A name with a hyphen is quoted once more.
+            "type" => self.kind = kind_named(current.shown().trim_matches('\'')),
             _ => {
                 if let Some(wanted) = asked.get(*argument) {
                     // The type of queue that a server makes when none is named.
@@ -166,7 +167,7 @@ impl Topologist<'_> {
         };
         for _ in 0..ROUNDS {
             let channel = match &alone {
-                Some(session) => within(self.deadline, "open channel", session.connection.create_channel()).await?,
+                Some(session) => session.channel(self.deadline).await?.ok_or_else(not_connected)?,
                 None => self.channel().await?,
             };
             let options = ExchangeDeclareOptions {

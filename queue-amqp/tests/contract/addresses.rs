@@ -115,3 +115,20 @@ pub(crate) async fn wrong_logins_and_addresses_are_told_apart(url: String) {
     let error = both.consumer(&missing, &ConsumerOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
+
+/// More than a connection has channels, each refused by the server.
+pub(crate) async fn thousands_of_refused_questions_leave_no_trace(url: String) {
+    let broker = connect(&url).await.unwrap();
+    let address = queue(&broker, "asked").await;
+    let missing = Source::new(Address::queue(&unique("missing")).unwrap());
+    for _ in 0..2100 {
+        let error = soon(broker.stats(&missing)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    }
+    for _ in 0..100 {
+        soon(broker.ping()).await.unwrap();
+        let receiver = consumer(&broker, &address).await;
+        receiver.close(Instant::now() + PATIENCE).await;
+    }
+    broker.delete(&address).await.unwrap();
+}

@@ -39,6 +39,7 @@ fn main() {
             sending::an_expired_message_is_not_delivered,
             addresses::groups_each_get_everything_and_subscribers_what_is_new,
             addresses::a_deleted_queue_ends_its_consumer,
+            addresses::thousands_of_refused_questions_leave_no_trace,
             receiving::a_pause_gives_back_what_is_buffered,
             receiving::stop_gives_back_and_still_takes_answers,
             addresses::what_exists_is_taken_as_it_is_unless_it_differs_from_what_was_asked,

@@ -1,6 +1,5 @@
 //! Queues, exchanges and bindings of every kind, on a real broker, mostly through the handles.
 
-#[allow(dead_code, reason = "every test program uses a part of it")]
 #[path = "../common/mod.rs"]
 mod common;
 
