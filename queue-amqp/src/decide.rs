@@ -144,7 +144,8 @@ impl Window {
         self.flights.clear();
         self.batches.clear();
         self.slots.clear();
-        (self.answered, self.published, self.in_client, self.bytes) = (0, 0, 0, 0);
+        (self.answered, self.published, self.writing) = (0, 0, 0);
+        (self.in_client, self.bytes) = (0, 0);
         verdicts
     }
 

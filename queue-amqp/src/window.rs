@@ -28,6 +28,8 @@ use crate::slots::{Job, Slots, Started, slots};
 /// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
 /// client looks at every message that it has.
 const MOST: usize = 1024;
+/// How many messages later it is looked whether one is written: long enough for most, short enough for the cache.
+const BEHIND: usize = 64;
 /// Bytes of payload that are with the client at most; a single larger message still passes.
 const MOST_BYTES: usize = 32 << 20;
 
@@ -46,6 +48,8 @@ pub(crate) struct Window {
     pub(super) answered: usize,
     /// How many flights from the front on the client was given.
     pub(super) published: usize,
+    /// Those before this place are written.
+    pub(super) writing: usize,
     /// Those of them that have no answer, and the bytes of their payloads.
     pub(super) in_client: usize,
     pub(super) bytes: usize,
@@ -70,6 +74,7 @@ impl Window {
             base: 0,
             answered: 0,
             published: 0,
+            writing: 0,
             in_client: 0,
             bytes: 0,
             batches: VecDeque::new(),
@@ -120,6 +125,7 @@ impl Window {
         {
             let place = self.published;
             self.published += 1;
+            self.settle_written();
             let flight = &mut self.flights[place];
             match std::mem::replace(&mut flight.state, State::Decided) {
                 State::Waiting(message) => self.start(channel, place, message, verdicts),
@@ -127,6 +133,23 @@ impl Window {
             }
         }
         idle && self.answered < self.published
+    }
+
+    /// What the client has written meanwhile gives its place back, to be used again while it is in the cache.
+    fn settle_written(&mut self) {
+        for _ in 0..2 {
+            if self.writing + BEHIND >= self.published {
+                return;
+            }
+            let flight = &mut self.flights[self.writing];
+            if let Some(error) = flight.settle_writing(&mut *self.slots) {
+                self.broken.get_or_insert(error);
+            }
+            if matches!(flight.state, State::Writing(_)) {
+                return;
+            }
+            self.writing += 1;
+        }
     }
 
     fn start(&mut self, channel: &Arc<Channel>, place: usize, message: Message, verdicts: &mut Vec<Verdict>) {
@@ -278,6 +301,7 @@ impl Window {
         self.base += count as u64;
         self.answered -= count;
         self.published -= count;
+        self.writing = self.writing.saturating_sub(count);
     }
 
     /// Finds the message that was returned.
