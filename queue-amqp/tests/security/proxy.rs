@@ -1,4 +1,5 @@
 //! A network that can be cut, and made to swallow everything.
+#![allow(dead_code, reason = "every test program uses a part of it")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -110,6 +110,7 @@ mod h_broker;
 mod h_life;
 mod harness;
 mod i_config;
+mod j_observation;
 mod layer;
 mod link;
 mod load;

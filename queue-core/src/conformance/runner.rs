@@ -16,7 +16,7 @@ use super::harness::Harness;
 use super::report::Report;
 use super::{
     a_round_trip, b_send, c_receive, c_topics, d_answer, d_dead_letter, e_order, f_time, g_faults, g_links, h_broker,
-    h_life, i_config, record,
+    h_life, i_config, j_observation, record,
 };
 use crate::address::Address;
 use crate::client::Client;
@@ -73,6 +73,7 @@ fn peaceful() -> Vec<&'static [Case]> {
         h_broker::CASES,
         h_life::CASES,
         i_config::CASES,
+        j_observation::CASES,
     ]
 }
 
