@@ -56,6 +56,15 @@ pub(crate) async fn the_http_api_names_every_difference(url: String) {
         format!("queue {name}-t--g: is not bound to {name}-t for us"),
     ];
     assert_eq!(told, expected);
+    let headers = |x_match| entry(&topic, Some("h"), &[("binding.x-match", x_match), ("binding.size", "3")]);
+    let other = Topology::from_iter([headers("any")]);
+    plain.declare(&other).await.unwrap();
+    while let Err(error) = verify(&api, &[headers("any")]).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+    }
+    let error = verify(&api, &[headers("all")]).await.unwrap_err();
+    let told = error.context("differences").unwrap();
+    assert_eq!(told, format!("queue {name}-t--h: is not bound to {name}-t with these arguments"));
     let missing = verify(&api, &[entry(&format!("{name}-no"), None, &[])]).await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     // It is asked when something is verified, and its password never shows.
