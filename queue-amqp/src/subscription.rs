@@ -62,6 +62,10 @@ pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
         inbox.done.notify_waiters();
         let Err(error) = result else { continue };
         if is_final(&error) {
+            if let (ErrorKind::NotFound, Some(queue)) = (error.kind(), inbox.source.queue_name()) {
+                // Who makes it anew may make another.
+                inbox.broker.forget(&queue);
+            }
             inbox.state.lock().failed = Some(error);
             inbox.poller.wake();
             return;

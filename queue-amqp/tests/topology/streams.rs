@@ -5,8 +5,8 @@ use std::time::{Duration, SystemTime};
 use futures::FutureExt;
 use lapin::options::BasicGetOptions;
 use queue_core::{
-    Answered, Client, DeliveryCount, ErrorKind, EventKind, EventStream, Message, ReceiverBuilder, RetryVia, Sender,
-    Start,
+    Address, Answered, Client, Declare, DeliveryCount, Entry, ErrorKind, EventKind, EventStream, Message,
+    ProducerOptions, ReceiverBuilder, RetryVia, Sender, Start, Topology,
 };
 use tokio::time::timeout;
 
@@ -223,4 +223,34 @@ pub(crate) async fn a_stream_cannot_be_purged_and_nobody_notices(url: String) {
     let told = std::iter::from_fn(|| events.next().now_or_never().flatten());
     assert_eq!(told.filter(|event| event.kind == EventKind::Disconnected).count(), 0);
     client.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn a_queue_that_was_remade_as_a_stream_is_one(url: String) {
+    let (client, other) = (client(&url).await, crate::client(&url).await);
+    let name = unique("remade");
+    for declare in [Declare::Create, Declare::Verify, Declare::Assume] {
+        client.receiver(name.as_str()).discard_dead_letters().await.unwrap().close(PATIENCE).await;
+        other.delete(&name).await.unwrap();
+        stream(&other, &name, 0..2).await;
+        let error = client.receiver(name.as_str()).discard_dead_letters().declare(declare).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{declare:?}: {error}");
+        let mut all = from(&client, &name, Start::Earliest).declare(declare).await.unwrap();
+        assert_eq!(texts(&mut all, 2).await, numbers(0..2), "{declare:?}");
+        all.close(PATIENCE).await;
+        other.delete(&name).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_topic_takes_nothing_from_a_queue_of_its_name(url: String) {
+    let client = client(&url).await;
+    let name = unique("namesake");
+    let (queue, topic) = (Address::queue(&name).unwrap(), Address::topic(&name).unwrap());
+    let mut log = Entry::new(queue.clone());
+    log.native = [(STREAM.0.to_owned(), STREAM.1.to_owned())].into();
+    let broker = client.broker();
+    broker.declare(&Topology::from_iter([log, Entry::new(topic.clone())])).await.unwrap();
+    let ttl = async |to| broker.producer(to, &ProducerOptions::default()).await.unwrap().capabilities().ttl;
+    assert!(!ttl(&queue).await && ttl(&topic).await);
+    broker.delete(&queue).await.unwrap();
+    broker.delete(&topic).await.unwrap();
 }
