@@ -82,6 +82,8 @@ pub(crate) struct State {
     pub(crate) armed: bool,
     /// Whether answers were given since the last flush.
     pub(crate) unflushed: bool,
+    /// How many times answers were given.
+    pub(crate) answers: u64,
     /// Why answers may not have reached the broker.
     pub(crate) lost: Option<Error>,
     /// Messages given back that were not handed out.
@@ -96,9 +98,22 @@ impl State {
         self.channel.as_ref().is_some_and(|c| c.status().connected())
     }
 
+    /// Notes that an answer was given.
+    fn answered(&mut self) {
+        self.unflushed = true;
+        self.answers += 1;
+    }
+
     /// Lets go of the channel; its tokens are stale from here on.
     pub(crate) fn lose_channel(&mut self, prefetch: u16) {
-        self.channel = None;
+        self.write();
+        if let Some(channel) = self.channel.take()
+            && channel.status().connected()
+        {
+            // Dropping it would not do: a subscription that the client still waits for keeps it open. With the client
+            // when the first poll returns.
+            let _ = channel.close(200, "OK".into()).now_or_never();
+        }
         self.stream = None;
         self.epoch += 1;
         self.ledger = Ledger::new(prefetch.into());
@@ -157,6 +172,7 @@ impl AmqpConsumer {
                 failed: None,
                 armed: false,
                 unflushed: false,
+                answers: 0,
                 lost: None,
                 released: 0,
                 cancelling: false,
@@ -278,7 +294,9 @@ impl Consumer for AmqpConsumer {
                 place.answered(token.1);
             }
         }
-        state.unflushed |= report.stale.len() < tokens.len();
+        if report.stale.len() < tokens.len() {
+            state.answered();
+        }
         if state.ledger.is_due() {
             state.write();
         } else if state.ledger.acked() > 0 && !std::mem::replace(&mut state.armed, true) {
@@ -323,7 +341,7 @@ impl Consumer for AmqpConsumer {
                 }
                 _ => {}
             }
-            state.unflushed = true;
+            state.answered();
         }
         released.sort_unstable();
         state.give_back(&released);
@@ -362,7 +380,6 @@ impl Consumer for AmqpConsumer {
         if let Err(error) = self.flush_until(deadline).await {
             report.errors.push(error);
         }
-        drop(self.driver.lock().take());
         let (channel, _stream) = {
             let mut state = self.inbox.state.lock();
             if std::mem::replace(&mut state.closed, true) {
@@ -376,6 +393,7 @@ impl Consumer for AmqpConsumer {
             state.lose_channel(self.inbox.prefetch);
             ended
         };
+        drop(self.driver.lock().take());
         self.inbox.poller.wake();
         if let Some(channel) = channel
             && channel.status().connected()
@@ -392,7 +410,7 @@ impl Consumer for AmqpConsumer {
 
 impl AmqpConsumer {
     async fn flush_until(&self, deadline: Instant) -> Result<()> {
-        let (channel, epoch) = {
+        let (channel, epoch, answers) = {
             let mut state = self.inbox.state.lock();
             if let Some(error) = state.lost.take() {
                 return Err(error);
@@ -401,7 +419,7 @@ impl AmqpConsumer {
                 return Ok(());
             }
             state.write();
-            (state.channel.clone(), state.epoch)
+            (state.channel.clone(), state.epoch, state.answers)
         };
         let Some(channel) = channel else {
             return Err(Error::new(ErrorKind::Connection, "the connection broke").with_operation("flush"));
@@ -409,7 +427,8 @@ impl AmqpConsumer {
         // The broker answers in order: what was written before, it has seen.
         within(deadline, "flush", channel.basic_qos(self.inbox.prefetch, BasicQosOptions { global: false })).await?;
         let mut state = self.inbox.state.lock();
-        if state.epoch == epoch && state.ledger.acked() == 0 {
+        // Those that were given meanwhile may have been written behind the question.
+        if state.epoch == epoch && state.answers == answers {
             state.unflushed = false;
         }
         Ok(())

@@ -121,14 +121,22 @@ pub(crate) async fn connect(inbox: &Inbox, sessions: &mut Sessions) -> Result<()
         state.channel = Some(channel.clone());
         state.epoch > 1
     };
-    let subscribed = subscribe(inbox, channel).await;
-    if subscribed.is_err() {
-        inbox.state.lock().lose_channel(inbox.prefetch);
-    } else if again && let Some(why) = gap(inbox) {
+    subscribe(inbox, channel).await?;
+    if again && let Some(why) = gap(inbox) {
         let error = Error::new(ErrorKind::Connection, why);
         inbox.events.emit(EventKind::Gap, &inbox.source.to_string(), Some(error));
     }
-    subscribed
+    Ok(())
+}
+
+/// Lets go of the channel when dropped: a question that nobody waits for any more is still answered, and a subscription
+/// that nobody reads would keep its messages for itself.
+struct OrLose<'a>(&'a Inbox);
+
+impl Drop for OrLose<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().lose_channel(self.0.prefetch);
+    }
 }
 
 /// Why messages may have passed by unseen while there was no subscription.
@@ -141,6 +149,7 @@ fn gap(inbox: &Inbox) -> Option<&'static str> {
 }
 
 async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
+    let or_lose = OrLose(inbox);
     let deadline = Instant::now() + inbox.broker.timeout;
     let queue = match inbox.source.queue_name() {
         Some(name) => short(&name)?,
@@ -152,6 +161,7 @@ async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
         channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), arguments);
     let stream = within(deadline, "subscribe", consume).await.map_err(|e| e.with_context("queue", queue.as_str()))?;
     inbox.state.lock().stream = Some(stream);
+    std::mem::forget(or_lose);
     inbox.poller.wake();
     Ok(())
 }
