@@ -367,7 +367,11 @@ impl AmqpBroker {
         let mut differences = Vec::new();
         for entry in topology.entries() {
             let (native, wanted) = topologist.wanted(entry)?;
-            differences.extend(management.differences(entry, &native, wanted.as_ref(), topologist.deadline).await?);
+            let found = management.differences(entry, &native, wanted.as_ref(), topologist.deadline).await?;
+            if let (Some(queue), Some(wanted), true) = (entry.source().queue_name(), &wanted, found.is_empty()) {
+                self.shared.known.has(&queue, &wanted.asked);
+            }
+            differences.extend(found);
         }
         if differences.is_empty() {
             return Ok(());

@@ -69,7 +69,7 @@ impl Known {
     /// A queue exists and is of this type; `None` for a type that is not known here.
     pub(crate) fn is_of(&self, queue: &str, kind: Option<QueueType>) {
         self.change(queue, |facts| {
-            if facts.kind != kind {
+            if facts.kind.is_some() && facts.kind != kind {
                 // It is another queue; what it gets was said for its name.
                 *facts = Facts { kind, binding: facts.binding.take(), ..Facts::default() };
             }
@@ -82,6 +82,17 @@ impl Known {
         let mut known = self.0.lock();
         let facts = known.get_mut(queue)?;
         std::mem::take(&mut facts.fresh).then(|| facts.clone())
+    }
+
+    /// A queue exists and has these arguments among others.
+    #[cfg(feature = "management")]
+    pub(crate) fn has(&self, queue: &str, arguments: &Arguments) {
+        let Facts { priorities, single, backoff, .. } = Facts::with(arguments);
+        self.change(queue, |facts| {
+            facts.priorities |= priorities;
+            facts.single |= single;
+            facts.backoff |= backoff;
+        });
     }
 
     pub(crate) fn bound(&self, queue: &str, binding: &Binding) {
