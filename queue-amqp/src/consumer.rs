@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures::task::AtomicWaker;
 use futures::{FutureExt, Stream};
 use lapin::Channel;
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicQosOptions, BasicRejectOptions};
 use parking_lot::Mutex;
 use queue_core::{
@@ -88,6 +89,11 @@ pub(crate) struct State {
     pub(crate) lost: Option<Error>,
     /// Messages given back that were not handed out.
     pub(crate) released: usize,
+    /// A message that says where in a stream it stood, though the queue is none: it is of a queue that was made anew, or
+    /// a copy of one that is.
+    pub(crate) doubtful: Option<Delivery>,
+    /// Whether it is known for this channel that such messages are copies.
+    pub(crate) copies: bool,
     /// Whether the subscription is being ended.
     pub(crate) cancelling: bool,
     pub(crate) closed: bool,
@@ -115,6 +121,8 @@ impl State {
             let _ = channel.close(200, "OK".into()).now_or_never();
         }
         self.stream = None;
+        self.doubtful = None;
+        self.copies = false;
         self.epoch += 1;
         self.ledger = Ledger::new(prefetch.into());
         if let Some(place) = &mut self.place {
@@ -175,6 +183,8 @@ impl AmqpConsumer {
                 answers: 0,
                 lost: None,
                 released: 0,
+                doubtful: None,
+                copies: false,
                 cancelling: false,
                 closed: false,
             }),
@@ -242,6 +252,12 @@ impl Consumer for AmqpConsumer {
             return Poll::Pending;
         }
         let before = into.len();
+        if state.doubtful.is_some() && !state.copies {
+            return Poll::Pending;
+        }
+        if let Some(delivery) = state.doubtful.take() {
+            into.push(received(state.epoch, delivery, None));
+        }
         while into.len() - before < max.get()
             && let Some(stream) = &mut state.stream
         {
@@ -257,14 +273,12 @@ impl Consumer for AmqpConsumer {
                         state.ledger.ack(tag);
                         continue;
                     }
-                    let (message, attempt) = incoming(delivery);
-                    into.push(Received {
-                        message,
-                        token: AckToken(state.epoch, tag),
-                        attempt,
-                        lease: None,
-                        position: Position::new(None, offset),
-                    });
+                    if offset.is_some() && state.place.is_none() && !state.copies {
+                        state.doubtful = Some(delivery);
+                        self.inbox.work.notify_one();
+                        break;
+                    }
+                    into.push(received(state.epoch, delivery, offset.filter(|_| state.place.is_some())));
                 }
                 // Cancelled by the server, or the channel broke: the task behind finds out.
                 Poll::Ready(Some(Err(_)) | None) => {
@@ -433,6 +447,12 @@ impl AmqpConsumer {
         }
         Ok(())
     }
+}
+
+fn received(epoch: u64, delivery: Delivery, offset: Option<u64>) -> Received {
+    let token = AckToken(epoch, delivery.delivery_tag);
+    let (message, attempt) = incoming(delivery);
+    Received { message, token, attempt, lease: None, position: Position::new(None, offset) }
 }
 
 impl fmt::Debug for AmqpConsumer {

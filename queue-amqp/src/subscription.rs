@@ -17,7 +17,7 @@ use crate::error::{is_final, within};
 use crate::ledger::Ledger;
 use crate::link::{Session, open_channel};
 use crate::stream::{OFFSET, Place};
-use crate::topology::{Native, bind};
+use crate::topology::{Native, QueueType, bind};
 
 /// Longest time that an acknowledgement waits for others to be written with.
 const MAX_AGE: Duration = Duration::from_millis(5);
@@ -31,6 +31,7 @@ enum Step {
     Connect,
     Subscribe(Channel),
     Cancel(Channel, lapin::Consumer),
+    Look,
     Wait { armed: bool },
 }
 
@@ -46,6 +47,7 @@ pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
                 cancel(&inbox, &channel, stream).await;
                 Ok(())
             }
+            Step::Look => look(&inbox).await,
             Step::Wait { armed } => {
                 tokio::select! {
                     () = inbox.work.notified() => {}
@@ -66,7 +68,12 @@ pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
                 // Who makes it anew may make another.
                 inbox.broker.forget(&queue);
             }
-            inbox.state.lock().failed = Some(error);
+            let mut state = inbox.state.lock();
+            state.failed = Some(error);
+            if state.channel.is_some() {
+                state.lose_channel(inbox.prefetch);
+            }
+            drop(state);
             inbox.poller.wake();
             return;
         }
@@ -86,6 +93,9 @@ fn next(inbox: &Inbox) -> Step {
         return if state.want == Want::Stop { Step::Wait { armed: false } } else { Step::Connect };
     }
     let Some(channel) = state.channel.clone() else { return Step::Connect };
+    if state.doubtful.is_some() && !state.copies {
+        return Step::Look;
+    }
     match (state.want, state.stream.take()) {
         (Want::Messages, None) if inbox.source.queue_name().is_none() => {
             // The queue was this channel's own, and is gone.
@@ -166,6 +176,21 @@ async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
     Ok(())
 }
 
+/// Finds out whether the queue has become a stream, which would have to be read and answered as one.
+async fn look(inbox: &Inbox) -> Result<()> {
+    let kind = match inbox.source.queue_name() {
+        Some(queue) => inbox.broker.topologist()?.kind(&queue).await?,
+        None => None,
+    };
+    if kind == Some(QueueType::Stream) {
+        let why = "the queue was made anew as a stream: open a receiver that says where to start";
+        return Err(Error::unsupported(why).with_operation("receive").with_context("source", &inbox.source));
+    }
+    inbox.state.lock().copies = true;
+    inbox.poller.wake();
+    Ok(())
+}
+
 /// Makes the queue of a topic's receiver without a group, which ends with the connection.
 async fn own_queue(inbox: &Inbox, channel: &Channel, deadline: Instant) -> Result<ShortString> {
     let options = QueueDeclareOptions { exclusive: true, auto_delete: true, ..QueueDeclareOptions::default() };
@@ -192,6 +217,11 @@ async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer) {
     // Before anything is recorded as gone; see `Ledger::give_back`.
     state.write();
     let mut tags = Vec::new();
+    if let Some(delivery) = state.doubtful.take()
+        && state.ledger.settle(delivery.delivery_tag)
+    {
+        tags.push(delivery.delivery_tag);
+    }
     while let Some(Some(Ok(delivery))) = stream.next().now_or_never() {
         state.ledger.gave_back(delivery.delivery_tag);
         tags.push(delivery.delivery_tag);
