@@ -29,7 +29,7 @@ use crate::producer::AmqpProducer;
 use crate::publisher::Publisher;
 use crate::requests::Requester;
 use crate::server::ServerInfo;
-use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native};
+use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native, of_classic};
 
 /// A RabbitMQ server or cluster.
 pub struct AmqpBroker {
@@ -139,6 +139,12 @@ impl Shared {
         })
     }
 
+    /// A queue was found to be gone.
+    pub(crate) fn forget(&self, queue: &str) {
+        self.known.forget(queue);
+        self.ladder.forget(queue);
+    }
+
     fn remember(&self, source: &Source) {
         if let (true, Some(queue)) = (source.address.is_topic(), source.queue_name()) {
             self.groups.lock().entry(source.address.name().to_owned()).or_default().insert(queue);
@@ -153,6 +159,10 @@ impl Shared {
             vec![address.name().to_owned()]
         }
     }
+}
+
+fn cannot_start(from: &Source, why: &'static str) -> Error {
+    Error::unsupported(why).with_operation("open consumer").with_context("source", from)
 }
 
 /// Keeps a list of what is still open.
@@ -182,7 +192,8 @@ impl Broker for AmqpBroker {
             return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
         }
         topologist.is_not_missing(to).await?;
-        let facts = self.shared.known.of(to.name());
+        // A topic may have the name of a queue.
+        let facts = if to.is_topic() { Facts::default() } else { self.shared.known.of(to.name()) };
         let upper = &self.shared.capabilities;
         let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));
         let Shared { publish, timeout, publisher, ladder, .. } = &*self.shared;
@@ -195,10 +206,21 @@ impl Broker for AmqpBroker {
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.shared.check_open()?;
-        let native = native(&from.address, &options.native)?;
-        let facts = self.facts(from).await?;
+        let mut native = native(&from.address, &options.native)?;
+        let facts = match from.queue_name() {
+            Some(queue) => self.facts(from, &queue).await?,
+            None if from.start != Start::Committed => {
+                return Err(cannot_start(from, "a topic without a group keeps nothing to replay"));
+            }
+            None => {
+                for (name, value) in of_classic(&self.shared.defaults) {
+                    native.queue.entry(name.clone()).or_insert_with(|| value.clone());
+                }
+                Facts::with(&native.queue)
+            }
+        };
         let Shared { capabilities, server, .. } = &*self.shared;
-        let capabilities = Arc::new(capability::of_consumer(capabilities, server, &facts, &native.queue));
+        let capabilities = Arc::new(capability::of_consumer(capabilities, server, &facts));
         if options.ordering > capabilities.ordering {
             let why = "competing receivers of a queue keep no order; with x-single-active-consumer=true by key";
             return Err(Error::unsupported(why).with_operation("open consumer"));
@@ -319,27 +341,22 @@ impl Requests for AmqpBroker {
 
 impl AmqpBroker {
     /// What is known of the queue behind a source, which has to be one that can start where the source does.
-    async fn facts(&self, from: &Source) -> Result<Facts> {
-        let replays = from.start != Start::Committed;
-        let refuse = |why| Err(Error::unsupported(why).with_operation("open consumer").with_context("source", from));
-        let Some(queue) = from.queue_name() else {
-            return if replays {
-                refuse("a topic without a group keeps nothing to replay")
-            } else {
-                Ok(Facts::default())
-            };
-        };
-        let kind = match self.shared.known.of(&queue).kind {
-            Some(kind) => Some(kind),
+    async fn facts(&self, from: &Source, queue: &str) -> Result<Facts> {
+        let known = &self.shared.known;
+        let facts = match known.take_fresh(queue) {
+            Some(facts) => facts,
             None => {
-                let kind = self.shared.topologist()?.kind(&queue).await?;
-                kind.inspect(|kind| self.shared.known.is_of(&queue, *kind))
+                let kind = self.shared.topologist()?.kind(queue).await?;
+                known.is_of(queue, kind);
+                Facts { kind, ..known.take_fresh(queue).unwrap_or_else(|| known.of(queue)) }
             }
         };
-        match (kind == Some(QueueType::Stream), replays) {
-            (false, true) => refuse("only a stream can be replayed: a queue made with x-queue-type=stream"),
-            (true, false) => refuse("a stream stores no position: say where to start"),
-            _ => Ok(Facts { kind, ..self.shared.known.of(&queue) }),
+        match (facts.kind == Some(QueueType::Stream), from.start != Start::Committed) {
+            (false, true) => {
+                Err(cannot_start(from, "only a stream can be replayed: a queue made with x-queue-type=stream"))
+            }
+            (true, false) => Err(cannot_start(from, "a stream stores no position: say where to start")),
+            _ => Ok(facts),
         }
     }
 
@@ -350,7 +367,11 @@ impl AmqpBroker {
         let mut differences = Vec::new();
         for entry in topology.entries() {
             let (native, wanted) = topologist.wanted(entry)?;
-            differences.extend(management.differences(entry, &native, wanted.as_ref(), topologist.deadline).await?);
+            let found = management.differences(entry, &native, wanted.as_ref(), topologist.deadline).await?;
+            if let (Some(queue), Some(wanted), true) = (entry.source().queue_name(), &wanted, found.is_empty()) {
+                self.shared.known.has(&queue, &wanted.asked);
+            }
+            differences.extend(found);
         }
         if differences.is_empty() {
             return Ok(());

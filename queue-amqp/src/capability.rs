@@ -6,7 +6,7 @@ use queue_core::{Address, Capabilities, DeliveryCount, Ordering, RetryVia};
 
 use crate::delay::MAX_DELAY;
 use crate::server::ServerInfo;
-use crate::topology::{Arguments, Facts, QueueType, has_backoff, has_priorities, is_single};
+use crate::topology::{Arguments, Facts, QueueType, has_priorities};
 
 /// The largest message of RabbitMQ 4 unless configured; earlier ones take 128 MiB.
 const MAX_MESSAGE_BYTES: usize = 16 << 20;
@@ -86,13 +86,13 @@ pub(crate) fn of_producer(
     c
 }
 
-/// What a consumer can do.
-pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Facts, asked: &Arguments) -> Capabilities {
+/// What a consumer can do. What its handle asks for counts once the queue was compared with it, as a fact.
+pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Facts) -> Capabilities {
     let mut c = upper.clone();
-    if !(facts.single || is_single(asked)) {
+    if !facts.single {
         c.ordering = Ordering::None;
     }
-    c.own_backoff &= facts.backoff || has_backoff(asked);
+    c.own_backoff &= facts.backoff;
     c.priority = priority(server, facts);
     c.replay = false;
     match facts.kind {

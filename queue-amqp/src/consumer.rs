@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use futures::task::AtomicWaker;
 use futures::{FutureExt, Stream};
 use lapin::Channel;
+use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicQosOptions, BasicRejectOptions};
 use parking_lot::Mutex;
 use queue_core::{
@@ -82,10 +83,17 @@ pub(crate) struct State {
     pub(crate) armed: bool,
     /// Whether answers were given since the last flush.
     pub(crate) unflushed: bool,
+    /// How many times answers were given.
+    pub(crate) answers: u64,
     /// Why answers may not have reached the broker.
     pub(crate) lost: Option<Error>,
     /// Messages given back that were not handed out.
     pub(crate) released: usize,
+    /// A message that says where in a stream it stood, though the queue is none: it is of a queue that was made anew, or
+    /// a copy of one that is.
+    pub(crate) doubtful: Option<Delivery>,
+    /// Whether it is known for this channel that such messages are copies.
+    pub(crate) copies: bool,
     /// Whether the subscription is being ended.
     pub(crate) cancelling: bool,
     pub(crate) closed: bool,
@@ -96,10 +104,25 @@ impl State {
         self.channel.as_ref().is_some_and(|c| c.status().connected())
     }
 
+    /// Notes that an answer was given.
+    fn answered(&mut self) {
+        self.unflushed = true;
+        self.answers += 1;
+    }
+
     /// Lets go of the channel; its tokens are stale from here on.
     pub(crate) fn lose_channel(&mut self, prefetch: u16) {
-        self.channel = None;
+        self.write();
+        if let Some(channel) = self.channel.take()
+            && channel.status().connected()
+        {
+            // Dropping it would not do: a subscription that the client still waits for keeps it open. With the client
+            // when the first poll returns.
+            let _ = channel.close(200, "OK".into()).now_or_never();
+        }
         self.stream = None;
+        self.doubtful = None;
+        self.copies = false;
         self.epoch += 1;
         self.ledger = Ledger::new(prefetch.into());
         if let Some(place) = &mut self.place {
@@ -157,8 +180,11 @@ impl AmqpConsumer {
                 failed: None,
                 armed: false,
                 unflushed: false,
+                answers: 0,
                 lost: None,
                 released: 0,
+                doubtful: None,
+                copies: false,
                 cancelling: false,
                 closed: false,
             }),
@@ -226,6 +252,12 @@ impl Consumer for AmqpConsumer {
             return Poll::Pending;
         }
         let before = into.len();
+        if state.doubtful.is_some() && !state.copies {
+            return Poll::Pending;
+        }
+        if let Some(delivery) = state.doubtful.take() {
+            into.push(received(state.epoch, delivery, None));
+        }
         while into.len() - before < max.get()
             && let Some(stream) = &mut state.stream
         {
@@ -241,14 +273,12 @@ impl Consumer for AmqpConsumer {
                         state.ledger.ack(tag);
                         continue;
                     }
-                    let (message, attempt) = incoming(delivery);
-                    into.push(Received {
-                        message,
-                        token: AckToken(state.epoch, tag),
-                        attempt,
-                        lease: None,
-                        position: Position::new(None, offset),
-                    });
+                    if offset.is_some() && state.place.is_none() && !state.copies {
+                        state.doubtful = Some(delivery);
+                        self.inbox.work.notify_one();
+                        break;
+                    }
+                    into.push(received(state.epoch, delivery, offset.filter(|_| state.place.is_some())));
                 }
                 // Cancelled by the server, or the channel broke: the task behind finds out.
                 Poll::Ready(Some(Err(_)) | None) => {
@@ -278,7 +308,9 @@ impl Consumer for AmqpConsumer {
                 place.answered(token.1);
             }
         }
-        state.unflushed |= report.stale.len() < tokens.len();
+        if report.stale.len() < tokens.len() {
+            state.answered();
+        }
         if state.ledger.is_due() {
             state.write();
         } else if state.ledger.acked() > 0 && !std::mem::replace(&mut state.armed, true) {
@@ -323,7 +355,7 @@ impl Consumer for AmqpConsumer {
                 }
                 _ => {}
             }
-            state.unflushed = true;
+            state.answered();
         }
         released.sort_unstable();
         state.give_back(&released);
@@ -362,7 +394,6 @@ impl Consumer for AmqpConsumer {
         if let Err(error) = self.flush_until(deadline).await {
             report.errors.push(error);
         }
-        drop(self.driver.lock().take());
         let (channel, _stream) = {
             let mut state = self.inbox.state.lock();
             if std::mem::replace(&mut state.closed, true) {
@@ -376,6 +407,7 @@ impl Consumer for AmqpConsumer {
             state.lose_channel(self.inbox.prefetch);
             ended
         };
+        drop(self.driver.lock().take());
         self.inbox.poller.wake();
         if let Some(channel) = channel
             && channel.status().connected()
@@ -392,7 +424,7 @@ impl Consumer for AmqpConsumer {
 
 impl AmqpConsumer {
     async fn flush_until(&self, deadline: Instant) -> Result<()> {
-        let (channel, epoch) = {
+        let (channel, epoch, answers) = {
             let mut state = self.inbox.state.lock();
             if let Some(error) = state.lost.take() {
                 return Err(error);
@@ -401,7 +433,7 @@ impl AmqpConsumer {
                 return Ok(());
             }
             state.write();
-            (state.channel.clone(), state.epoch)
+            (state.channel.clone(), state.epoch, state.answers)
         };
         let Some(channel) = channel else {
             return Err(Error::new(ErrorKind::Connection, "the connection broke").with_operation("flush"));
@@ -409,11 +441,18 @@ impl AmqpConsumer {
         // The broker answers in order: what was written before, it has seen.
         within(deadline, "flush", channel.basic_qos(self.inbox.prefetch, BasicQosOptions { global: false })).await?;
         let mut state = self.inbox.state.lock();
-        if state.epoch == epoch && state.ledger.acked() == 0 {
+        // Those that were given meanwhile may have been written behind the question.
+        if state.epoch == epoch && state.answers == answers {
             state.unflushed = false;
         }
         Ok(())
     }
+}
+
+fn received(epoch: u64, delivery: Delivery, offset: Option<u64>) -> Received {
+    let token = AckToken(epoch, delivery.delivery_tag);
+    let (message, attempt) = incoming(delivery);
+    Received { message, token, attempt, lease: None, position: Position::new(None, offset) }
 }
 
 impl fmt::Debug for AmqpConsumer {

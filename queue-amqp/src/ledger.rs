@@ -17,7 +17,7 @@ enum Mark {
     Acked,
     /// Answered, and written.
     Gone,
-    /// Given back, which the end of the channel does.
+    /// Not to be answered: given back by the end of the channel, or never seen here.
     Kept,
 }
 
@@ -34,11 +34,13 @@ pub(crate) struct Ledger {
     acked: usize,
     /// Written together at most: a part of the prefetch, so that the next messages are on their way meanwhile.
     most: usize,
+    /// Whether something before the first mark was kept: from then on nothing is answered with what is before it.
+    alone: bool,
 }
 
 impl Ledger {
     pub(crate) fn new(prefetch: usize) -> Self {
-        Self { base: 1, marks: VecDeque::new(), held: 0, acked: 0, most: (prefetch / 2).clamp(1, MOST) }
+        Self { base: 1, marks: VecDeque::new(), held: 0, acked: 0, most: (prefetch / 2).clamp(1, MOST), alone: false }
     }
 
     /// A delivery is handed out.
@@ -53,11 +55,13 @@ impl Ledger {
     }
 
     fn insert(&mut self, tag: u64, mark: Mark) {
+        // A tag that is missing was delivered, though not to whoever reads now.
         if self.marks.is_empty() {
+            self.alone |= tag > self.base;
             self.base = tag;
         }
         while self.base + (self.marks.len() as u64) < tag {
-            self.marks.push_back(Mark::Gone);
+            self.marks.push_back(Mark::Kept);
         }
         self.marks.push_back(mark);
     }
@@ -73,9 +77,9 @@ impl Ledger {
         place.and_then(|p| self.marks.get(p)) == Some(&Mark::Held)
     }
 
-    /// Whether one up to this tag is unanswered.
+    /// Whether one up to this tag is not to be answered now.
     fn holds_up_to(&self, tag: u64) -> bool {
-        (self.base..=tag).zip(&self.marks).any(|(_, mark)| *mark == Mark::Held)
+        self.alone || (self.base..=tag).zip(&self.marks).any(|(_, mark)| matches!(mark, Mark::Held | Mark::Kept))
     }
 
     /// How many are unanswered.
@@ -121,7 +125,7 @@ impl Ledger {
     /// What is to be written, in order: tags, each alone or with everything before it.
     fn take(&mut self, mut write: impl FnMut(u64, bool)) {
         let (mut last, mut count) = (None, 0);
-        while let Some(mark @ (Mark::Acked | Mark::Gone)) = self.marks.front() {
+        while let Some(mark @ (Mark::Acked | Mark::Gone)) = self.marks.front().filter(|_| !self.alone) {
             if *mark == Mark::Acked {
                 last = Some(self.base);
                 count += 1;
@@ -141,6 +145,11 @@ impl Ledger {
                 }
             }
             self.acked = 0;
+        }
+        while let Some(mark @ (Mark::Gone | Mark::Kept)) = self.marks.front() {
+            self.alone |= *mark == Mark::Kept;
+            self.marks.pop_front();
+            self.base += 1;
         }
     }
 
@@ -232,10 +241,41 @@ mod tests {
         ledger.hand_out(1);
         ledger.gave_back(2);
         ledger.gave_back(3);
-        ledger.hand_out(5);
-        assert!(ledger.holds(5) && !ledger.holds(3) && !ledger.holds(4));
-        assert!(ledger.ack(1) && ledger.ack(5));
-        assert_eq!(taken(&mut ledger), [(5, true)]);
+        ledger.hand_out(4);
+        assert!(ledger.holds(4) && !ledger.holds(3));
+        assert!(ledger.ack(1) && ledger.ack(4));
+        assert_eq!(taken(&mut ledger), [(4, true)]);
+    }
+
+    #[test]
+    fn a_tag_that_was_never_seen_is_answered_with_nothing() {
+        let mut ledger = Ledger::new(100);
+        ledger.hand_out(1);
+        (4..=6).for_each(|tag| ledger.hand_out(tag));
+        assert!(!ledger.holds(3) && ledger.holds_up_to(3));
+        assert!([1, 4, 5, 6].into_iter().all(|tag| ledger.ack(tag)));
+        assert_eq!(taken(&mut ledger), [(1, false), (4, false), (5, false), (6, false)]);
+        // Not later either, and without a trace of what was answered.
+        assert!(ledger.marks.is_empty());
+        (7..=9).for_each(|tag| ledger.hand_out(tag));
+        assert!([7, 8].into_iter().all(|tag| ledger.ack(tag)));
+        assert_eq!(taken(&mut ledger), [(7, false), (8, false)]);
+        assert!(ledger.holds_up_to(8) && ledger.marks.len() == 1);
+    }
+
+    #[test]
+    fn a_tag_that_was_never_seen_counts_also_where_nothing_is_held() {
+        for first in [1, 3] {
+            let mut ledger = Ledger::new(100);
+            if first > 1 {
+                ledger.hand_out(1);
+                assert!(ledger.ack(1));
+                assert_eq!(taken(&mut ledger), [(1, false)]);
+            }
+            (first + 1..first + 3).for_each(|tag| ledger.hand_out(tag));
+            assert!((first + 1..first + 3).all(|tag| ledger.ack(tag)));
+            assert_eq!(taken(&mut ledger), [(first + 1, false), (first + 2, false)]);
+        }
     }
 
     #[test]

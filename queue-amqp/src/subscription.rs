@@ -17,7 +17,7 @@ use crate::error::{is_final, within};
 use crate::ledger::Ledger;
 use crate::link::{Session, open_channel};
 use crate::stream::{OFFSET, Place};
-use crate::topology::{Native, bind};
+use crate::topology::{Native, QueueType, bind};
 
 /// Longest time that an acknowledgement waits for others to be written with.
 const MAX_AGE: Duration = Duration::from_millis(5);
@@ -31,6 +31,7 @@ enum Step {
     Connect,
     Subscribe(Channel),
     Cancel(Channel, lapin::Consumer),
+    Look,
     Wait { armed: bool },
 }
 
@@ -46,6 +47,7 @@ pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
                 cancel(&inbox, &channel, stream).await;
                 Ok(())
             }
+            Step::Look => look(&inbox).await,
             Step::Wait { armed } => {
                 tokio::select! {
                     () = inbox.work.notified() => {}
@@ -62,7 +64,16 @@ pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
         inbox.done.notify_waiters();
         let Err(error) = result else { continue };
         if is_final(&error) {
-            inbox.state.lock().failed = Some(error);
+            if let (ErrorKind::NotFound, Some(queue)) = (error.kind(), inbox.source.queue_name()) {
+                // Who makes it anew may make another.
+                inbox.broker.forget(&queue);
+            }
+            let mut state = inbox.state.lock();
+            state.failed = Some(error);
+            if state.channel.is_some() {
+                state.lose_channel(inbox.prefetch);
+            }
+            drop(state);
             inbox.poller.wake();
             return;
         }
@@ -82,6 +93,9 @@ fn next(inbox: &Inbox) -> Step {
         return if state.want == Want::Stop { Step::Wait { armed: false } } else { Step::Connect };
     }
     let Some(channel) = state.channel.clone() else { return Step::Connect };
+    if state.doubtful.is_some() && !state.copies {
+        return Step::Look;
+    }
     match (state.want, state.stream.take()) {
         (Want::Messages, None) if inbox.source.queue_name().is_none() => {
             // The queue was this channel's own, and is gone.
@@ -117,14 +131,22 @@ pub(crate) async fn connect(inbox: &Inbox, sessions: &mut Sessions) -> Result<()
         state.channel = Some(channel.clone());
         state.epoch > 1
     };
-    let subscribed = subscribe(inbox, channel).await;
-    if subscribed.is_err() {
-        inbox.state.lock().lose_channel(inbox.prefetch);
-    } else if again && let Some(why) = gap(inbox) {
+    subscribe(inbox, channel).await?;
+    if again && let Some(why) = gap(inbox) {
         let error = Error::new(ErrorKind::Connection, why);
         inbox.events.emit(EventKind::Gap, &inbox.source.to_string(), Some(error));
     }
-    subscribed
+    Ok(())
+}
+
+/// Lets go of the channel when dropped: a question that nobody waits for any more is still answered, and a subscription
+/// that nobody reads would keep its messages for itself.
+struct OrLose<'a>(&'a Inbox);
+
+impl Drop for OrLose<'_> {
+    fn drop(&mut self) {
+        self.0.state.lock().lose_channel(self.0.prefetch);
+    }
 }
 
 /// Why messages may have passed by unseen while there was no subscription.
@@ -137,6 +159,7 @@ fn gap(inbox: &Inbox) -> Option<&'static str> {
 }
 
 async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
+    let or_lose = OrLose(inbox);
     let deadline = Instant::now() + inbox.broker.timeout;
     let queue = match inbox.source.queue_name() {
         Some(name) => short(&name)?,
@@ -148,6 +171,22 @@ async fn subscribe(inbox: &Inbox, channel: Channel) -> Result<()> {
         channel.basic_consume(queue.clone(), ShortString::default(), BasicConsumeOptions::default(), arguments);
     let stream = within(deadline, "subscribe", consume).await.map_err(|e| e.with_context("queue", queue.as_str()))?;
     inbox.state.lock().stream = Some(stream);
+    std::mem::forget(or_lose);
+    inbox.poller.wake();
+    Ok(())
+}
+
+/// Finds out whether the queue has become a stream, which would have to be read and answered as one.
+async fn look(inbox: &Inbox) -> Result<()> {
+    let kind = match inbox.source.queue_name() {
+        Some(queue) => inbox.broker.topologist()?.kind(&queue).await?,
+        None => None,
+    };
+    if kind == Some(QueueType::Stream) {
+        let why = "the queue was made anew as a stream: open a receiver that says where to start";
+        return Err(Error::unsupported(why).with_operation("receive").with_context("source", &inbox.source));
+    }
+    inbox.state.lock().copies = true;
     inbox.poller.wake();
     Ok(())
 }
@@ -178,6 +217,11 @@ async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer) {
     // Before anything is recorded as gone; see `Ledger::give_back`.
     state.write();
     let mut tags = Vec::new();
+    if let Some(delivery) = state.doubtful.take()
+        && state.ledger.settle(delivery.delivery_tag)
+    {
+        tags.push(delivery.delivery_tag);
+    }
     while let Some(Some(Ok(delivery))) = stream.next().now_or_never() {
         state.ledger.gave_back(delivery.delivery_tag);
         tags.push(delivery.delivery_tag);

@@ -16,7 +16,8 @@ use lapin::{Channel, ExchangeKind, Queue};
 use queue_core::{Address, Entry, Error, ErrorKind, Options, Result};
 use tokio::time::Instant;
 
-pub(crate) use self::known::{Facts, Known, has_backoff, has_priorities, is_single};
+pub(crate) use self::arguments::of_classic;
+pub(crate) use self::known::{Facts, Known, has_priorities};
 pub(crate) use self::native::{Arguments, Binding, ExchangeType, Native, QueueType};
 #[cfg(feature = "management")]
 pub(crate) use self::{arguments::Wanted, declare::shown};
@@ -139,11 +140,11 @@ impl Topologist<'_> {
         if !wanted.asked.is_empty() {
             let found = self.make_queue(name, wanted).await?;
             self.known.made(name, &found);
-        } else if self.known.of(name).kind.is_none() {
-            // To say exactly what it can do; whoever may not read it is none the wiser.
+        } else {
+            // To say exactly what it can do, each time, since others may have made it anew; whoever may not read it is
+            // none the wiser.
             match self.kind(name).await {
-                Ok(Some(kind)) => self.known.is_of(name, kind),
-                Ok(None) => {}
+                Ok(kind) => self.known.is_of(name, kind),
                 Err(error) => tracing::debug!(%error, queue = name, "the type of the queue is not known"),
             }
         }

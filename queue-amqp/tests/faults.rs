@@ -39,6 +39,7 @@ fn main() {
             a_blocked_broker_is_an_error_in_time_and_gets_nothing_that_was_refused,
             a_thousand_senders_share_two_channels,
             a_frozen_broker_is_an_error_in_time,
+            a_subscription_that_was_given_up_keeps_no_message,
         ],
     );
 }
@@ -331,4 +332,34 @@ async fn a_frozen_broker_is_an_error_in_time() {
     brokers(&["thaw", "rabbitmq"]).await;
     until("health is green", async || broker.health().is_up()).await;
     until("a message goes through", async || send(&sender, numbered(1)).await[0].is_none()).await;
+}
+
+async fn a_subscription_that_was_given_up_keeps_no_message() {
+    const COUNT: usize = 600;
+    // Longer than one question may take, and shorter than silence that ends the connection, with the default options.
+    const FROZEN: Duration = Duration::from_secs(13);
+    let broker = connect(&format!("amqp://guest:guest@127.0.0.1:{PORT}")).await.unwrap();
+    let address = queue(&broker, "given-up").await;
+    let receiver = consumer(&broker, &address).await;
+    let source = Source::new(address.clone());
+    receiver.set_paused(true);
+    until("paused", async || broker.stats(&source).await.unwrap().consumers == Some(0)).await;
+    send_all(&producer(&broker, &address).await, numbered(COUNT)).await;
+    brokers(&["freeze", "rabbitmq"]).await;
+    receiver.set_paused(false);
+    sleep(FROZEN).await;
+    brokers(&["thaw", "rabbitmq"]).await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < COUNT {
+        for one in soon(receive(&receiver)).await.unwrap() {
+            assert!(receiver.ack(&[one.token]).stale.is_empty());
+            seen.insert(text(&one));
+        }
+    }
+    assert!(broker.health().is_up(), "the connection lasted: {:?}", broker.health());
+    receiver.flush().await.unwrap();
+    assert_eq!(broker.stats(&source).await.unwrap().consumers, Some(1));
+    assert!(receiver.close(Instant::now() + PATIENCE).await.is_clean());
+    until("nobody consumes", async || broker.stats(&source).await.unwrap().consumers == Some(0)).await;
+    assert_eq!(broker.stats(&source).await.unwrap().ready, Some(0));
 }

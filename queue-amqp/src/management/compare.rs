@@ -54,18 +54,18 @@ impl Management {
             let path = ["e", &encoded(name), "q", &encoded(&queue)];
             let bindings = self.get("bindings", &path, deadline).await?.unwrap_or_default();
             let bindings = bindings.as_array().cloned().unwrap_or_default();
-            let bound = |key: &str| {
-                let same = |binding: &&Value| {
-                    let mut differs = false;
-                    arguments(&native.binding.arguments, &binding["arguments"], &mut |_, _, _| differs = true);
-                    binding["routing_key"] == key && !differs
-                };
-                bindings.iter().any(|binding| same(&binding))
+            let same = |binding: &Value| {
+                let mut differs = false;
+                arguments(&native.binding.arguments, &binding["arguments"], &mut |_, _, _| differs = true);
+                !differs
             };
+            let bound = |key: &str| bindings.iter().any(|binding| binding["routing_key"] == key && same(binding));
             let missing = native.binding.keys.iter().filter(|key| !bound(key));
             differences.extend(missing.map(|key| format!("queue {queue}: is not bound to {name} for {key}")));
-            if bindings.is_empty() && native.binding.keys.is_empty() {
-                differences.push(format!("queue {queue}: is not bound to {name}"));
+            // Without a key, whatever it was bound for: a headers exchange looks at none.
+            if native.binding.keys.is_empty() && !bindings.iter().any(same) {
+                let which = if bindings.is_empty() { "" } else { " with these arguments" };
+                differences.push(format!("queue {queue}: is not bound to {name}{which}"));
             }
         }
         Ok(differences)

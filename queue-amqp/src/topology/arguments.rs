@@ -12,6 +12,24 @@ const BACKSTOP: u32 = 20;
 const REJECT: &str = "reject-publish";
 const DEAD_LETTERS: &str = "x-dead-letter-exchange";
 
+/// What a classic queue refuses, or has for itself.
+const NOT_OF_CLASSIC: &[&str] = &[
+    QUEUE_TYPE,
+    "x-dead-letter-strategy",
+    "x-delivery-limit",
+    "x-initial-cluster-size",
+    "x-max-age",
+    "x-queue-leader-locator",
+];
+const NOT_OF_CLASSIC_EITHER: &[&str] = &["x-delayed-retry-", "x-max-in-memory-", "x-quorum-", "x-stream-"];
+
+/// Of the connection's defaults, those for a classic queue, whatever type of queue they stand beside.
+pub(crate) fn of_classic(defaults: &Arguments) -> impl Iterator<Item = (&String, &AMQPValue)> {
+    defaults.iter().filter(|(name, _)| {
+        !NOT_OF_CLASSIC.contains(&name.as_str()) && !NOT_OF_CLASSIC_EITHER.iter().any(|start| name.starts_with(start))
+    })
+}
+
 /// What a queue should be like.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wanted {

@@ -3,6 +3,7 @@
 //! The protocol has no question for that. Who subscribes from a position of a stream learns it: a stream lets him, any
 //! other queue refuses and names its type.
 
+use futures::FutureExt;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, ShortString};
 use queue_core::{ErrorKind, Result};
@@ -33,7 +34,13 @@ impl Topologist<'_> {
             Err(error) if error.kind() == ErrorKind::Unsupported && error.message().contains(TYPE) => {
                 refused(error.message())
             }
-            Err(error) => return Err(error.with_context("queue", queue)),
+            Err(error) => {
+                if channel.status().connected() {
+                    // The client would keep a channel on which a late answer subscribes. With it at the first poll.
+                    let _ = channel.close(200, "OK".into()).now_or_never();
+                }
+                return Err(error.with_context("queue", queue));
+            }
         };
         Ok(kind)
     }

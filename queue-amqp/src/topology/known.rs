@@ -6,7 +6,7 @@ use lapin::types::AMQPValue;
 use parking_lot::Mutex;
 
 use crate::topology::arguments::type_of;
-use crate::topology::native::{Arguments, Binding, DELAYED_RETRY, MAX_PRIORITY, QueueType, SINGLE};
+use crate::topology::native::{Arguments, Binding, DELAYED_RETRY, MAX_PRIORITY, QUEUE_TYPE, QueueType, SINGLE};
 
 /// More names than a program uses; those that are forgotten are asked for again.
 const MOST: usize = 10_000;
@@ -23,6 +23,25 @@ pub(crate) struct Facts {
     pub(crate) backoff: bool,
     /// What it was bound for, where that was asked for.
     pub(crate) binding: Option<Binding>,
+    /// Whether the server was asked since a receiver last took this for true: others may make the queue anew meanwhile.
+    pub(crate) fresh: bool,
+}
+
+impl Facts {
+    /// Those of a queue with exactly these arguments.
+    pub(crate) fn with(arguments: &Arguments) -> Self {
+        Self {
+            kind: match arguments.contains_key(QUEUE_TYPE) {
+                true => type_of(arguments),
+                false => Some(QueueType::Classic),
+            },
+            priorities: has_priorities(arguments),
+            single: is_single(arguments),
+            backoff: has_backoff(arguments),
+            binding: None,
+            fresh: true,
+        }
+    }
 }
 
 /// What is known of the queues that this connection declared.
@@ -44,19 +63,36 @@ impl Known {
 
     /// A queue exists with exactly these arguments.
     pub(crate) fn made(&self, queue: &str, arguments: &Arguments) {
+        self.change(queue, |facts| *facts = Facts { binding: facts.binding.take(), ..Facts::with(arguments) });
+    }
+
+    /// A queue exists and is of this type; `None` for a type that is not known here.
+    pub(crate) fn is_of(&self, queue: &str, kind: Option<QueueType>) {
         self.change(queue, |facts| {
-            facts.kind = match arguments.contains_key(crate::topology::native::QUEUE_TYPE) {
-                true => type_of(arguments),
-                false => Some(QueueType::Classic),
-            };
-            facts.priorities = has_priorities(arguments);
-            facts.single = is_single(arguments);
-            facts.backoff = has_backoff(arguments);
+            if facts.kind.is_some() && facts.kind != kind {
+                // It is another queue; what it gets was said for its name.
+                *facts = Facts { kind, binding: facts.binding.take(), ..Facts::default() };
+            }
+            facts.fresh = true;
         });
     }
 
-    pub(crate) fn is_of(&self, queue: &str, kind: QueueType) {
-        self.change(queue, |facts| facts.kind = Some(kind));
+    /// What is known of a queue, which is as good as when it was asked.
+    pub(crate) fn take_fresh(&self, queue: &str) -> Option<Facts> {
+        let mut known = self.0.lock();
+        let facts = known.get_mut(queue)?;
+        std::mem::take(&mut facts.fresh).then(|| facts.clone())
+    }
+
+    /// A queue exists and has these arguments among others.
+    #[cfg(feature = "management")]
+    pub(crate) fn has(&self, queue: &str, arguments: &Arguments) {
+        let Facts { priorities, single, backoff, .. } = Facts::with(arguments);
+        self.change(queue, |facts| {
+            facts.priorities |= priorities;
+            facts.single |= single;
+            facts.backoff |= backoff;
+        });
     }
 
     pub(crate) fn bound(&self, queue: &str, binding: &Binding) {
@@ -69,7 +105,7 @@ impl Known {
 }
 
 /// Whether a queue with these arguments gives its messages to one consumer at a time.
-pub(crate) fn is_single(arguments: &Arguments) -> bool {
+fn is_single(arguments: &Arguments) -> bool {
     arguments.get(SINGLE) == Some(&AMQPValue::Boolean(true))
 }
 

@@ -2,6 +2,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/proxy.rs"]
+mod proxy;
 
 mod addresses;
 mod delays;
@@ -46,6 +48,7 @@ fn main() {
             addresses::wrong_logins_and_addresses_are_told_apart,
             sending::closing_waits_for_confirmations_and_is_idempotent,
             receiving::a_small_prefetch_is_kept_and_not_slow,
+            receiving::a_flush_speaks_for_no_answer_given_after_it,
             delays::a_delay_is_kept_to_the_step_of_the_ladder,
             delays::names_with_signs_of_routing_keys_reach_their_own_queue,
             delays::what_cannot_be_delayed_is_refused,

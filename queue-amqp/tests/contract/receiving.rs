@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::common::{
     PATIENCE, connect, consumer, producer, queue, receive, receive_count, send_all, soon, text, until,
 };
+use crate::proxy::{Back, Proxy};
 use crate::{is_silent, numbered};
 
 pub(crate) async fn acknowledged_messages_never_come_back(url: String) {
@@ -149,5 +150,27 @@ pub(crate) async fn a_small_prefetch_is_kept_and_not_slow(url: String) {
         count += got.len();
     }
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
+    broker.delete(&address).await.unwrap();
+}
+
+pub(crate) async fn a_flush_speaks_for_no_answer_given_after_it(url: String) {
+    let proxy = Proxy::start(&url).await;
+    let broker = connect(&proxy.url).await.unwrap();
+    let address = queue(&broker, "flush").await;
+    send_all(&producer(&broker, &address).await, numbered(65)).await;
+    let receiver = consumer(&broker, &address).await;
+    let all = receive_count(&receiver, 65).await;
+    proxy.set(Back::Held);
+    receiver.ack(&[all[0].token]);
+    let mut flush = Box::pin(receiver.flush());
+    assert!(futures::poll!(&mut flush).is_pending());
+    // So many are written at once, though behind the question.
+    receiver.ack(&all[1..].iter().map(|r| r.token).collect::<Vec<_>>());
+    proxy.set(Back::After(Duration::ZERO));
+    soon(flush).await.unwrap();
+    proxy.cut();
+    until("the loss is seen", async || !broker.health().is_up()).await;
+    assert_eq!(soon(receiver.flush()).await.unwrap_err().kind(), ErrorKind::Connection);
+    until("the connection is back", async || broker.health().is_up()).await;
     broker.delete(&address).await.unwrap();
 }

@@ -55,6 +55,11 @@ fn main() {
         streams::a_pause_loses_and_doubles_nothing_of_a_stream,
         streams::retries_and_dead_letters_of_a_stream_stay_with_the_receiver,
         streams::a_stream_cannot_be_purged_and_nobody_notices,
+        streams::a_queue_that_was_remade_as_a_stream_is_one,
+        streams::a_receiver_whose_queue_became_a_stream_says_so,
+        streams::a_topic_takes_nothing_from_a_queue_of_its_name,
+        order::what_is_only_assumed_is_not_promised,
+        options::defaults_of_the_url_are_for_the_queue_of_a_subscriber_too,
     ];
     #[cfg(feature = "management")]
     cases.extend(cases![management::the_http_api_names_every_difference]);

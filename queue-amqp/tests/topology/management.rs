@@ -1,7 +1,7 @@
 //! Comparing through the server's HTTP API, which listens at the port of AMQP plus 10,000.
 
 use queue_amqp::DRIVER;
-use queue_core::{Client, Entry, Error, ErrorKind, Topology};
+use queue_core::{Client, Declare, Entry, Error, ErrorKind, Ordering, Topology};
 
 use crate::client;
 use crate::common::{soon, unique};
@@ -56,6 +56,25 @@ pub(crate) async fn the_http_api_names_every_difference(url: String) {
         format!("queue {name}-t--g: is not bound to {name}-t for us"),
     ];
     assert_eq!(told, expected);
+    let headers = |x_match| entry(&topic, Some("h"), &[("binding.x-match", x_match), ("binding.size", "3")]);
+    let other = Topology::from_iter([headers("any")]);
+    plain.declare(&other).await.unwrap();
+    while let Err(error) = verify(&api, &[headers("any")]).await {
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+    }
+    let error = verify(&api, &[headers("all")]).await.unwrap_err();
+    let told = error.context("differences").unwrap();
+    assert_eq!(told, format!("queue {name}-t--h: is not bound to {name}-t with these arguments"));
+    // What was compared in this way is believed.
+    let single = format!("{name}-single");
+    let ordered = |client: &Client| client.receiver(single.as_str()).native("x-single-active-consumer", "true");
+    ordered(&plain).discard_dead_letters().await.unwrap();
+    let ordered = || ordered(&api).discard_dead_letters().declare(Declare::Verify).ordering(Ordering::PerKey);
+    while let Err(error) = ordered().await {
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error}");
+        assert!(tokio::time::Instant::now() < deadline, "{error}");
+    }
+    plain.delete(&single).await.unwrap();
     let missing = verify(&api, &[entry(&format!("{name}-no"), None, &[])]).await.unwrap_err();
     assert_eq!(missing.kind(), ErrorKind::NotFound);
     // It is asked when something is verified, and its password never shows.

@@ -4,7 +4,7 @@ use queue_amqp::DRIVER;
 use queue_core::{Address, AddressKind, Bindings, Client, Entry, ErrorKind, Start, Topology};
 
 use crate::common::{soon, unique};
-use crate::{client, native};
+use crate::{client, native, next};
 
 /// The error of asking for a limit that differs tells which one the queue has.
 async fn max_length(client: &Client, name: &str) -> String {
@@ -117,4 +117,21 @@ pub(crate) async fn the_version_of_the_server_is_known(url: String) {
     let refused = client.receiver(name.as_str()).discard_dead_letters().start(Start::Earliest).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported);
     client.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn defaults_of_the_url_are_for_the_queue_of_a_subscriber_too(url: String) {
+    // The last two are for other types of queues than the one that ends with its connection.
+    let defaults = "amqp.x-max-length=1&amqp.x-overflow=drop-head&amqp.x-queue-type=quorum&amqp.x-delivery-limit=7";
+    let client = client(&format!("{url}?{defaults}")).await;
+    let topic = format!("topic:{}", unique("defaults"));
+    let mut receiver = client.receiver(topic.as_str()).prefetch(1).await.unwrap();
+    let sender = client.sender(topic.as_str()).await.unwrap();
+    sender.send("0").await.unwrap();
+    let held = next(&mut receiver).await;
+    for n in 1..=5 {
+        sender.send(n.to_string()).await.unwrap();
+    }
+    held.ack();
+    assert_eq!(next(&mut receiver).await.text().unwrap(), "5", "one waits at most");
+    client.delete(topic.as_str()).await.unwrap();
 }

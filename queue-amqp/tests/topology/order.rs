@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use queue_core::{Client, Delivery, ErrorKind, Message, Ordering, ReceiverBuilder};
+use queue_core::{Client, Declare, Delivery, ErrorKind, Message, Ordering, ReceiverBuilder};
 
 use crate::common::{soon, unique};
 use crate::{client, native, next};
@@ -79,4 +79,22 @@ pub(crate) async fn a_retry_without_a_delay_is_paused_by_the_server_where_it_was
     letter.ack();
     client.delete(&name).await.unwrap();
     client.delete(&format!("{name}-dlq")).await.unwrap();
+}
+
+pub(crate) async fn what_is_only_assumed_is_not_promised(url: String) {
+    let client = client(&url).await;
+    let name = unique("assumed");
+    client.sender(name.as_str()).await.unwrap();
+    let assumed = |option: &str, value: &str| {
+        client.receiver(name.as_str()).discard_dead_letters().declare(Declare::Assume).native(option, value)
+    };
+    let error = assumed("x-single-active-consumer", "true").ordering(Ordering::PerKey).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    let receiver = assumed("x-delayed-retry-type", "failed").await.unwrap();
+    assert!(!receiver.capabilities().own_backoff);
+    client.delete(&name).await.unwrap();
+    // What was looked at is.
+    ordered(&client, &name).discard_dead_letters().await.unwrap().close(Duration::from_secs(5)).await;
+    ordered(&client, &name).discard_dead_letters().declare(Declare::Verify).await.unwrap();
+    client.delete(&name).await.unwrap();
 }

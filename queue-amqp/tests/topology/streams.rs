@@ -1,16 +1,19 @@
 //! Streams: read again from any position, with a place that only the receiver knows.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
 use futures::FutureExt;
+use lapin::BasicProperties;
 use lapin::options::BasicGetOptions;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use queue_core::{
-    Answered, Client, DeliveryCount, ErrorKind, EventKind, EventStream, Message, ReceiverBuilder, RetryVia, Sender,
-    Start,
+    Address, Answered, Client, ConsumerOptions, Declare, DeliveryCount, Entry, ErrorKind, EventKind, EventStream,
+    Message, ProducerOptions, ReceiverBuilder, RetryVia, Sender, Source, Start, Topology,
 };
 use tokio::time::timeout;
 
-use crate::common::{PATIENCE, soon, unique};
+use crate::common::{PATIENCE, receive, receive_count, soon, text, unique, until};
 use crate::{client, is_silent, native, next, texts};
 
 const STREAM: (&str, &str) = ("x-queue-type", "stream");
@@ -223,4 +226,79 @@ pub(crate) async fn a_stream_cannot_be_purged_and_nobody_notices(url: String) {
     let told = std::iter::from_fn(|| events.next().now_or_never().flatten());
     assert_eq!(told.filter(|event| event.kind == EventKind::Disconnected).count(), 0);
     client.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn a_queue_that_was_remade_as_a_stream_is_one(url: String) {
+    let (client, other) = (client(&url).await, crate::client(&url).await);
+    let name = unique("remade");
+    for declare in [Declare::Create, Declare::Verify, Declare::Assume] {
+        client.receiver(name.as_str()).discard_dead_letters().await.unwrap().close(PATIENCE).await;
+        other.delete(&name).await.unwrap();
+        stream(&other, &name, 0..2).await;
+        let error = client.receiver(name.as_str()).discard_dead_letters().declare(declare).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{declare:?}: {error}");
+        let mut all = from(&client, &name, Start::Earliest).declare(declare).await.unwrap();
+        assert_eq!(texts(&mut all, 2).await, numbers(0..2), "{declare:?}");
+        all.close(PATIENCE).await;
+        other.delete(&name).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_receiver_whose_queue_became_a_stream_says_so(url: String) {
+    let (client, other) = (client(&url).await, crate::client(&url).await);
+    let name = unique("became");
+    let sender = other.sender(name.as_str()).await.unwrap();
+    let source = Source::new(Address::queue(&name).unwrap());
+    let mut events = client.events();
+    let receiver = client.broker().consumer(&source, &ConsumerOptions::default()).await.unwrap();
+    let consumers = async || client.broker().stats(&source).await.unwrap().consumers;
+    // A copy of what stood in a stream is a message like others.
+    let mut copy = FieldTable::default();
+    copy.insert("x-stream-offset".into(), AMQPValue::LongLongInt(7));
+    let properties = BasicProperties::default().with_headers(copy);
+    let channel = native(&other).open_channel().await.unwrap();
+    let exchange = ShortString::default();
+    channel.basic_publish(exchange, name.as_str().into(), Default::default(), b"copy", properties).await.unwrap();
+    sender.send("plain").await.unwrap();
+    let got = receive_count(&receiver, 2).await;
+    assert_eq!(got.iter().map(text).collect::<BTreeSet<_>>(), BTreeSet::from(["copy".into(), "plain".into()]));
+    assert!(got.iter().all(|one| one.position.offset.is_none()));
+    assert!(receiver.ack(&got.iter().map(|one| one.token).collect::<Vec<_>>()).stale.is_empty());
+    receiver.flush().await.unwrap();
+    receiver.set_paused(true);
+    until("paused", async || consumers().await == Some(0)).await;
+    other.delete(&name).await.unwrap();
+    let sender = stream(&other, &name, 0..1).await;
+    break_connection(&client, &mut events, &name).await;
+    receiver.set_paused(false);
+    let refused = async {
+        loop {
+            // From when it reads again on.
+            fill(&sender, 1..2).await;
+            if let Ok(received) = timeout(Duration::from_millis(100), receive(&receiver)).await {
+                return received.unwrap_err();
+            }
+        }
+    };
+    let error = soon(refused).await;
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    receiver.close(tokio::time::Instant::now() + PATIENCE).await;
+    client.ping().await.unwrap();
+    let told = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    assert_eq!(told.filter(|event| event.kind == EventKind::Disconnected).count(), 0);
+    other.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn a_topic_takes_nothing_from_a_queue_of_its_name(url: String) {
+    let client = client(&url).await;
+    let name = unique("namesake");
+    let (queue, topic) = (Address::queue(&name).unwrap(), Address::topic(&name).unwrap());
+    let mut log = Entry::new(queue.clone());
+    log.native = [(STREAM.0.to_owned(), STREAM.1.to_owned())].into();
+    let broker = client.broker();
+    broker.declare(&Topology::from_iter([log, Entry::new(topic.clone())])).await.unwrap();
+    let ttl = async |to| broker.producer(to, &ProducerOptions::default()).await.unwrap().capabilities().ttl;
+    assert!(!ttl(&queue).await && ttl(&topic).await);
+    broker.delete(&queue).await.unwrap();
+    broker.delete(&topic).await.unwrap();
 }
