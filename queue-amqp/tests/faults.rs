@@ -13,6 +13,7 @@ use common::{
     unique, until,
 };
 use futures::FutureExt;
+use futures::future::select_all;
 use queue_amqp::DRIVER;
 use queue_core::{
     Address, Broker, Client, Completion, ConsumerOptions, Declare, Endpoint, Entry, ErrorKind, EventKind, Events,
@@ -39,6 +40,7 @@ fn main() {
             a_blocked_broker_is_an_error_in_time_and_gets_nothing_that_was_refused,
             a_thousand_senders_share_two_channels,
             a_frozen_broker_is_an_error_in_time,
+            a_connection_whose_channels_are_all_in_use_stays,
         ],
     );
 }
@@ -331,4 +333,36 @@ async fn a_frozen_broker_is_an_error_in_time() {
     brokers(&["thaw", "rabbitmq"]).await;
     until("health is green", async || broker.health().is_up()).await;
     until("a message goes through", async || send(&sender, numbered(1)).await[0].is_none()).await;
+}
+
+async fn a_connection_whose_channels_are_all_in_use_stays() {
+    tool(&["eval", "application:set_env(rabbit, channel_max, 16)."]).await;
+    let broker = connect(&url()).await.unwrap();
+    let address = queue(&broker, "channels").await;
+    let mut inboxes = Vec::new();
+    let error = loop {
+        let opened = broker.consumer(&Source::new(address.clone()), &ConsumerOptions::default()).await;
+        match opened {
+            Ok(inbox) => inboxes.push(inbox),
+            Err(error) => break error,
+        }
+        assert!(inboxes.len() <= 16);
+    };
+    assert_eq!((error.kind(), error.context("limit")), (ErrorKind::Throttled, Some("16")), "{error:?}");
+    let error = broker.ping().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
+    // Long enough for the loss of a connection to be seen.
+    sleep(Duration::from_secs(1)).await;
+    assert!(broker.health().is_up(), "{:?}", broker.health());
+    send_all(&producer(&broker, &address).await, numbered(1)).await;
+    let (received, ..) = soon(select_all(inboxes.iter().map(|inbox| Box::pin(receive(inbox))))).await;
+    assert_eq!(received.unwrap().len(), 1);
+    inboxes.remove(0).close(Instant::now() + PATIENCE).await;
+    soon(broker.ping()).await.unwrap();
+    // Numbers lost to errors are another matter: they come back with another connection.
+    let missing = Source::new(Address::queue(&unique("missing")).unwrap());
+    for _ in 0..40 {
+        let error = soon(broker.stats(&missing)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    }
 }
