@@ -220,7 +220,8 @@ impl Broker for AmqpBroker {
             }
         };
         let Shared { capabilities, server, .. } = &*self.shared;
-        let capabilities = Arc::new(capability::of_consumer(capabilities, server, &facts));
+        let queue = from.queue_name();
+        let capabilities = Arc::new(capability::of_consumer(capabilities, server, queue.as_deref(), &facts));
         if options.ordering > capabilities.ordering {
             let why = "competing receivers of a queue keep no order; with x-single-active-consumer=true by key";
             return Err(Error::unsupported(why).with_operation("open consumer"));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use queue_core::{Address, Capabilities, DeliveryCount, Ordering, RetryVia};
 
-use crate::delay::MAX_DELAY;
+use crate::delay::{self, MAX_DELAY};
 use crate::server::ServerInfo;
 use crate::topology::{Arguments, Facts, QueueType, has_priorities};
 
@@ -13,7 +13,7 @@ const MAX_MESSAGE_BYTES: usize = 16 << 20;
 /// Far from the limit that counts, which is the bytes of one frame (128 KiB unless configured).
 const MAX_HEADERS: usize = 1000;
 /// The server takes no longer one.
-const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
+pub(crate) const MAX_TTL: Duration = Duration::from_millis(u32::MAX as u64);
 /// Of a retry that its receiver holds back: below the 30 minutes after which the server takes an unanswered message
 /// away.
 const MAX_HELD_BACK: Duration = Duration::from_secs(20 * 60);
@@ -71,8 +71,8 @@ pub(crate) fn of_producer(
     if !facts.single && facts.kind != Some(QueueType::Stream) {
         c.ordering = Ordering::None;
     }
-    if to.is_topic() {
-        // The way through the delay queues ends at a queue.
+    if to.is_topic() || !delay::fits(to.name()) {
+        // The way through the delay queues ends at a queue, and its name stands in the routing key.
         c.delayed_send = false;
         c.max_delay = Duration::ZERO;
     }
@@ -86,9 +86,18 @@ pub(crate) fn of_producer(
     c
 }
 
-/// What a consumer can do. What its handle asks for counts once the queue was compared with it, as a fact.
-pub(crate) fn of_consumer(upper: &Capabilities, server: &ServerInfo, facts: &Facts) -> Capabilities {
+/// What a consumer can do. What its handle asks for counts once the queue was compared with it, as a fact. `queue` is
+/// the one that it reads, where that has a name.
+pub(crate) fn of_consumer(
+    upper: &Capabilities,
+    server: &ServerInfo,
+    queue: Option<&str>,
+    facts: &Facts,
+) -> Capabilities {
     let mut c = upper.clone();
+    if queue.is_some_and(|queue| !delay::fits(queue)) {
+        c.max_retry_delay = MAX_HELD_BACK;
+    }
     if !facts.single {
         c.ordering = Ordering::None;
     }

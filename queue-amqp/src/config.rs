@@ -22,6 +22,9 @@ const DEFAULT_LOGIN: &str = "guest";
 /// Texts in the protocol's short form have a length of one byte.
 pub(crate) const MAX_SHORT: usize = 255;
 
+/// The longest time that an option can give: the clock of the system cannot tell a time far beyond.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// Options of the URL of a RabbitMQ server.
 ///
 /// ```
@@ -40,10 +43,10 @@ pub struct AmqpConfig {
     /// one. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// How long one question to the broker may take (declare, purge, flush, …). Default: 10 s.
+    /// How long one question to the broker may take (declare, purge, flush, …), a day at most. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub operation_timeout: Duration,
-    /// Longest wait between two attempts to reconnect. Default: 3 s.
+    /// Longest wait between two attempts to reconnect, a day at most. Default: 3 s.
     #[serde(with = "humantime_serde")]
     pub max_backoff: Duration,
     /// What the server's tools show as the name of the connections. Default: `anyqueue`.
@@ -130,6 +133,9 @@ impl Target {
         };
         if config.operation_timeout.is_zero() || config.max_backoff.is_zero() {
             return refuse("operation_timeout and max_backoff are longer than nothing");
+        }
+        if [config.operation_timeout, config.max_backoff, endpoint.connect_timeout].iter().any(|d| *d > LONGEST) {
+            return refuse("operation_timeout, max_backoff and connect_timeout are at most a day");
         }
         let vhost = endpoint.path.clone().unwrap_or_else(|| "/".to_owned());
         if vhost.len() > MAX_SHORT {

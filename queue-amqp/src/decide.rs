@@ -5,7 +5,7 @@ use std::task::Context;
 
 use queue_core::{Completion, Error, ErrorKind, Message, Outcome};
 
-use crate::delay::Ticks;
+use crate::delay::{Ticks, gone};
 use crate::error::map;
 use crate::flight::{Origin, State, Verdict, unknown};
 use crate::window::{Window, batch_of};
@@ -31,6 +31,10 @@ impl Window {
         let (error, message) = match state {
             State::Answered(message, acked) => match (acked, returned) {
                 (true, None) => return verdicts.push(Verdict::Accepted(origin, done, index)),
+                (_, Some(_)) if is_delayed(&message) => {
+                    self.ladder.forget_all();
+                    (gone(), Some(self.hand_back(number, message)))
+                }
                 (_, Some(returned)) => {
                     let (code, text) = *returned;
                     let error = Error::new(ErrorKind::Unroutable, text)
@@ -126,6 +130,10 @@ impl Window {
                     *error = Error::new(ErrorKind::Connection, "the channel was closed before").with_operation("send");
                 } else if Arc::ptr_eq(of, &done) && *at == index {
                     *error = cause.clone().with_retryable(false);
+                    if cause.kind() == ErrorKind::NotFound && message.as_ref().is_some_and(is_delayed) {
+                        self.ladder.forget_all();
+                        *error = gone().with_source(cause.clone());
+                    }
                     behind = true;
                 } else if error.outcome() == Outcome::Unknown {
                     *error = unknown(Some(cause));
@@ -163,6 +171,11 @@ impl Window {
         let batch = batch_of(&mut self.batches, self.base + place as u64)?;
         Some((batch.done.clone(), index))
     }
+}
+
+/// Whether it goes by way of the ladder.
+fn is_delayed(message: &Message) -> bool {
+    message.get_delay().and_then(Ticks::of).is_some()
 }
 
 /// Whether a refusal names the exchange that a message goes to.

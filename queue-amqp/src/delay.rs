@@ -9,21 +9,22 @@
 //! The last exchange knows the queues that delayed messages were sent to. What finds its queue gone ends in
 //! `anyqueue-delay-lost`: queues that pass on at least once would keep it, and stop for it.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use lapin::options::{ExchangeBindOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 use parking_lot::Mutex;
-use queue_core::{Error, ErrorKind, Result};
+use queue_core::{Error, ErrorKind, Outcome, Result};
 use tokio::sync::{Notify, watch};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::config::MAX_SHORT;
 use crate::convert::{arguments, short};
-use crate::error::{is_final, within};
+use crate::error::within;
 use crate::link::{Session, open_channel};
 
 const LEVELS: u32 = 24;
@@ -41,7 +42,9 @@ const OUT: &str = "anyqueue-delay-out";
 const LOST: &str = "anyqueue-delay-lost";
 /// Most destinations that are remembered; beyond, they are bound again when they are needed.
 const MOST_BOUND: usize = 10_000;
-/// Wait before another attempt to prepare.
+/// How long a queue counts as bound. Whoever makes it anew elsewhere tells nobody, and its binding is gone.
+const BOUND_FOR: Duration = Duration::from_secs(15);
+/// Wait before another attempt to bind a queue again.
 const AGAIN: Duration = Duration::from_millis(200);
 
 /// A delay in units of 100 ms, as the ladder can make it.
@@ -81,6 +84,11 @@ impl Ticks {
     }
 }
 
+/// Whether the way to this queue fits into a routing key.
+pub(crate) fn fits(queue: &str) -> bool {
+    Ticks(1).routing_key(queue).is_ok()
+}
+
 fn level(n: u32) -> String {
     format!("{PREFIX}{n}")
 }
@@ -104,16 +112,81 @@ pub(crate) struct Ladder {
 
 #[derive(Default)]
 struct State {
+    /// The connection that all this was seen on. Another node, or one that was set up anew, may have less.
+    session: Weak<Session>,
     /// Levels below this have their exchange.
     levels: u32,
     /// A digit for each level that has its queue.
     queues: u32,
-    /// Queues that the last exchange knows.
-    bound: HashSet<String>,
+    /// Queues that the last exchange knows, and when they are to be bound again.
+    bound: HashMap<String, Instant>,
     /// Queues that delayed messages wait to be sent to, and the levels that these need.
     wanted: BTreeMap<String, u32>,
     /// Why a queue cannot be sent to with a delay: told once, then tried again.
     refused: HashMap<String, Error>,
+    /// The queue that was prepared last.
+    last: String,
+}
+
+impl State {
+    /// Nothing is known to exist any more.
+    fn reset(&mut self) {
+        let wanted = std::mem::take(&mut self.wanted);
+        *self = Self { wanted, ..Self::default() };
+    }
+
+    fn has(&self, levels: u32) -> bool {
+        self.levels >= u32::BITS - levels.leading_zeros() && levels & !self.queues == 0
+    }
+
+    /// What to prepare: each queue in turn, so that none that takes long holds up the others.
+    fn next(&mut self) -> Option<(String, u32)> {
+        let behind = (Bound::Excluded(&*self.last), Bound::Unbounded);
+        let next = self.wanted.range::<str, _>(behind).next().or_else(|| self.wanted.first_key_value());
+        let (queue, levels) = next.map(|(queue, levels)| (queue.clone(), *levels))?;
+        self.last.clone_from(&queue);
+        Some((queue, levels))
+    }
+
+    fn made(&mut self, queue: String, levels: u32, now: Instant) {
+        self.levels = self.levels.max(u32::BITS - levels.leading_zeros());
+        self.queues |= levels;
+        // More levels may have become wanted meanwhile.
+        if self.wanted.get(&queue) == Some(&levels) {
+            self.wanted.remove(&queue);
+        }
+        if self.bound.len() >= MOST_BOUND {
+            self.bound.clear();
+        }
+        self.bound.insert(queue, now + BOUND_FOR);
+    }
+
+    /// Whoever sends is told, and asks again where that can help.
+    fn failed(&mut self, queue: String, levels: u32, error: Error, now: Instant) {
+        self.wanted.remove(&queue);
+        if error.kind() == ErrorKind::NotFound && error.message().contains("no exchange") {
+            // A part of the ladder went; all of it is made again when it is asked for again.
+            return self.reset();
+        }
+        let usable = self.has(levels) && self.bound.contains_key(&queue);
+        if usable && error.is_retryable() {
+            self.bound.insert(queue, now + AGAIN);
+            return;
+        }
+        self.bound.remove(&queue);
+        // Nobody waits for a queue that was only bound again.
+        if !usable {
+            if self.refused.len() >= MOST_BOUND {
+                self.refused.clear();
+            }
+            self.refused.insert(queue, error.with_operation("prepare a delay").with_outcome(Outcome::NotSent));
+        }
+    }
+}
+
+/// The error of a message that found a part of the ladder gone.
+pub(crate) fn gone() -> Error {
+    Error::new(ErrorKind::Connection, "the queues for delayed messages are gone, and made anew").with_operation("send")
 }
 
 impl Ladder {
@@ -125,16 +198,23 @@ impl Ladder {
     /// and the message is to be sent again.
     pub(crate) fn ready(&self, queue: &str, ticks: Ticks) -> Result<()> {
         let mut state = self.state.lock();
-        if state.levels > ticks.highest() && ticks.0 & !state.queues == 0 && state.bound.contains(queue) {
+        let until = state.bound.get(queue).copied().filter(|_| state.has(ticks.0));
+        if until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
         }
-        if let Some(error) = state.refused.remove(queue) {
+        if until.is_none()
+            && let Some(error) = state.refused.remove(queue)
+        {
             return Err(error);
         }
         *state.wanted.entry(queue.to_owned()).or_default() |= ticks.0;
         drop(state);
         self.work.notify_one();
-        Err(Error::new(ErrorKind::Connection, "the queues for delayed messages are not ready yet"))
+        match until {
+            // It is bound again meanwhile.
+            Some(_) => Ok(()),
+            None => Err(Error::new(ErrorKind::Connection, "the queues for delayed messages are not ready yet")),
+        }
     }
 
     /// The queue may be gone, or another of the same name.
@@ -142,54 +222,49 @@ impl Ladder {
         self.state.lock().bound.remove(queue);
     }
 
+    /// A part of the ladder is missing.
+    pub(crate) fn forget_all(&self) {
+        self.state.lock().reset();
+    }
+
     /// Makes what is wanted, for as long as the broker is open.
     pub(crate) async fn run(self: Arc<Self>, mut sessions: watch::Receiver<Option<Arc<Session>>>, timeout: Duration) {
         loop {
-            sessions.mark_unchanged();
-            let next = self.state.lock().wanted.iter().next().map(|(queue, levels)| (queue.clone(), *levels));
+            self.note(&mut sessions);
+            let next = self.state.lock().next();
             let Some((queue, levels)) = next else {
                 tokio::select! {
                     () = self.work.notified() => {}
-                    changed = sessions.changed() => {
-                        if changed.is_err() {
-                            return;
-                        }
-                        // Another node, or one that was set up anew, may have less.
-                        let mut state = self.state.lock();
-                        let wanted = std::mem::take(&mut state.wanted);
-                        *state = State { wanted, ..State::default() };
-                    }
+                    changed = sessions.changed() => if changed.is_err() { return },
                 }
                 continue;
             };
-            match self.prepare(&mut sessions, &queue, levels, Instant::now() + timeout).await {
-                Ok(()) => {
-                    let mut state = self.state.lock();
-                    state.levels = state.levels.max(u32::BITS - levels.leading_zeros());
-                    state.queues |= levels;
-                    if state.bound.len() >= MOST_BOUND {
-                        state.bound.clear();
-                    }
-                    state.bound.insert(queue.clone());
-                    // More levels may have become wanted meanwhile.
-                    if state.wanted.get(&queue) == Some(&levels) {
-                        state.wanted.remove(&queue);
-                    }
-                }
-                Err(error) if is_final(&error) => {
-                    let mut state = self.state.lock();
-                    state.wanted.remove(&queue);
-                    if state.refused.len() >= MOST_BOUND {
-                        state.refused.clear();
-                    }
-                    state.refused.insert(queue, error.with_operation("prepare a delay"));
-                }
+            let prepared = self.prepare(&mut sessions, &queue, levels, Instant::now() + timeout).await;
+            if self.note(&mut sessions) && prepared.is_ok() {
+                // On which of the two it was made is not known.
+                continue;
+            }
+            let mut state = self.state.lock();
+            match prepared {
+                Ok(()) => state.made(queue, levels, Instant::now()),
                 Err(error) => {
                     tracing::debug!(%error, queue, "preparing a delay failed");
-                    sleep(AGAIN).await;
+                    state.failed(queue, levels, error, Instant::now());
                 }
             }
         }
+    }
+
+    /// Looks which connection there is; true when it is another one, on which nothing is known.
+    fn note(&self, sessions: &mut watch::Receiver<Option<Arc<Session>>>) -> bool {
+        let session = sessions.borrow_and_update().as_ref().map_or_else(Weak::new, Arc::downgrade);
+        let mut state = self.state.lock();
+        let other = !session.ptr_eq(&state.session);
+        if other {
+            state.reset();
+            state.session = session;
+        }
+        other
     }
 
     async fn prepare(
@@ -319,6 +394,31 @@ mod tests {
         assert_eq!(made(MAX_DELAY), MAX_DELAY);
         assert_eq!(Ticks::of(MAX_DELAY + Duration::from_nanos(1)), None);
         assert_eq!(Ticks::of(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn a_queue_that_cannot_be_prepared_is_told_and_holds_up_no_other() {
+        let (mut state, now) = (State::default(), Instant::now());
+        state.wanted = ["a", "b", "c"].map(|queue| (queue.to_owned(), 1)).into();
+        let timeout = Error::new(ErrorKind::Timeout, "no answer");
+        assert_eq!(state.next(), Some(("a".to_owned(), 1)));
+        state.failed("a".to_owned(), 1, timeout.clone(), now);
+        assert!(state.refused["a"].is_retryable() && state.refused["a"].outcome() == Outcome::NotSent);
+        // Asked for again meanwhile, it has its turn after the others.
+        state.wanted.insert("a".to_owned(), 1);
+        assert_eq!(state.next(), Some(("b".to_owned(), 1)));
+        state.made("b".to_owned(), 1, now);
+        assert_eq!(state.next(), Some(("c".to_owned(), 1)));
+        state.made("c".to_owned(), 1, now);
+        assert_eq!(state.next(), Some(("a".to_owned(), 1)));
+        // One that was bound stays usable while it cannot be bound again, and not when it is gone.
+        state.failed("b".to_owned(), 1, timeout, now);
+        assert!(state.bound.contains_key("b") && !state.refused.contains_key("b"));
+        state.failed("b".to_owned(), 1, Error::new(ErrorKind::NotFound, "no queue 'b'"), now);
+        assert!(!state.bound.contains_key("b") && !state.refused.contains_key("b"));
+        // Without the ladder's exchanges nothing is as it was, but for what is wanted.
+        state.failed("x".to_owned(), 1, Error::new(ErrorKind::NotFound, "no exchange 'y'"), now);
+        assert!(state.bound.is_empty() && state.levels == 0 && state.wanted.contains_key("a"));
     }
 
     #[test]

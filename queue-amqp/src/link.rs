@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::future::pending;
@@ -35,10 +36,12 @@ pub(crate) struct Session {
     host: String,
     line: Line,
     credentials: Credentials,
+    /// How many numbers of channels the client refuses.
+    refused: AtomicUsize,
 }
 
 impl Session {
-    /// Opens a channel; `None` when none is left, and the connection is ended for that.
+    /// Opens a channel; `None` when too few are left for errors of earlier ones, and the connection is ended for that.
     ///
     /// The client refuses the number of a channel that the server closed for an error for as long as the connection
     /// lasts, with the error of then, and goes on to the next number with each call.
@@ -48,14 +51,16 @@ impl Session {
             match opened.map(|opened| opened.map_err(|e| (map(&e, "open channel"), e))) {
                 Ok(Ok(channel)) => return Ok(Some(channel)),
                 Ok(Err((_, error))) if matches!(error.kind(), lapin::ErrorKind::ChannelsLimitReached) => {
-                    tracing::warn!(host = self.host, "the connection has no channels left, and is made anew");
-                    self.line.hang_up();
-                    return Ok(None);
+                    return self.no_channel_left();
                 }
                 // Nobody is refused a channel alone: this is of another time.
                 Ok(Err((_, error)))
                     if matches!(error.kind(), lapin::ErrorKind::ProtocolError(_))
-                        && self.connection.status().connected() => {}
+                        && self.connection.status().connected() =>
+                {
+                    // The client keeps the number, so it is counted once.
+                    self.refused.fetch_add(1, Ordering::Relaxed);
+                }
                 Ok(Err((error, _))) => return Err(error),
                 Err(_) => {
                     let error = Error::new(ErrorKind::Timeout, "the broker did not answer in time");
@@ -63,6 +68,18 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn no_channel_left(&self) -> Result<Option<Channel>> {
+        let limit = usize::from(self.connection.configuration().channel_max());
+        if self.refused.load(Ordering::Relaxed) >= limit.div_ceil(2) {
+            tracing::warn!(host = self.host, "the connection has no channels left, and is made anew");
+            self.line.hang_up();
+            return Ok(None);
+        }
+        // In use: another connection would have no more, and those who use them would lose theirs.
+        let error = Error::new(ErrorKind::Throttled, "no channel is left on the connection: each receiver takes one");
+        Err(error.with_operation("open channel").with_context("limit", limit))
     }
 }
 
@@ -206,7 +223,14 @@ impl Shared {
             let until = share(deadline, hosts.len() - tried);
             match dial(&self.target, (name, *port), &credentials, self.properties(), until).await {
                 Ok(Dialed { connection, server, line }) => {
-                    return Ok(Arc::new(Session { connection, server, host, line, credentials }));
+                    return Ok(Arc::new(Session {
+                        connection,
+                        server,
+                        host,
+                        line,
+                        credentials,
+                        refused: AtomicUsize::new(0),
+                    }));
                 }
                 Err(error) => failure = error.with_context("host", &host),
             }

@@ -20,6 +20,7 @@ use queue_core::{Address, Error, ErrorKind, Message, Outcome, Result};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use crate::capability::MAX_TTL;
 use crate::convert::{DIRECT_REPLY, Outgoing, incoming, outgoing, short};
 use crate::error::{map, not_connected, within};
 use crate::link::{Session, Task};
@@ -111,8 +112,15 @@ impl Requester {
         if left.is_zero() {
             return Err(late(Outcome::NotSent));
         }
-        if message.get_ttl().is_none() {
-            message = message.ttl(left);
+        match message.get_ttl() {
+            None => message = message.ttl(left.min(MAX_TTL)),
+            Some(ttl) if ttl > MAX_TTL => {
+                let error = Error::unsupported("the time to live is longer than the server takes");
+                let error =
+                    error.with_context("limit", format!("{MAX_TTL:?}")).with_context("actual", format!("{ttl:?}"));
+                return Err(error.with_operation(OPERATION));
+            }
+            Some(_) => {}
         }
         let number = self.desk.next.fetch_add(1, Ordering::Relaxed);
         let message = message.correlation_id(format!("{}{number}", self.desk.prefix)).reply_to(DIRECT_REPLY);
@@ -229,7 +237,8 @@ impl Desk {
                         return error;
                     }
                 }
-                order = orders.recv() => match order {
+                // A queue that confirms nothing gets no more: who waited for those may be long gone.
+                order = orders.recv(), if flights.len() < MAX_PENDING => match order {
                     Some(order) => next = Some(order),
                     None => return Error::closed("broker"),
                 },

@@ -37,7 +37,7 @@ const MOST_BYTES: usize = 32 << 20;
 /// that wait for room there.
 pub(crate) struct Window {
     pub(super) frame_max: usize,
-    ladder: Arc<Ladder>,
+    pub(super) ladder: Arc<Ladder>,
     /// What the ids made here begin with; the number of the flight follows.
     prefix: String,
     pub(super) flights: VecDeque<Flight>,

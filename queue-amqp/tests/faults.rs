@@ -13,13 +13,14 @@ use common::{
     unique, until,
 };
 use futures::FutureExt;
+use futures::future::select_all;
 use queue_amqp::DRIVER;
 use queue_core::{
     Address, Broker, Client, Completion, ConsumerOptions, Declare, Endpoint, Entry, ErrorKind, EventKind, Events,
     HealthState, Message, OnUnknown, Outcome, Source, Topology,
 };
 use tokio::process::Command;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 /// A port that the brokers of other tests do not use.
 const PORT: &str = "5692";
@@ -40,6 +41,8 @@ fn main() {
             a_thousand_senders_share_two_channels,
             a_frozen_broker_is_an_error_in_time,
             a_subscription_that_was_given_up_keeps_no_message,
+            a_connection_whose_channels_are_all_in_use_stays,
+            a_full_queue_holds_up_delays_until_it_has_room,
         ],
     );
 }
@@ -362,4 +365,76 @@ async fn a_subscription_that_was_given_up_keeps_no_message() {
     assert!(receiver.close(Instant::now() + PATIENCE).await.is_clean());
     until("nobody consumes", async || broker.stats(&source).await.unwrap().consumers == Some(0)).await;
     assert_eq!(broker.stats(&source).await.unwrap().ready, Some(0));
+}
+
+async fn a_connection_whose_channels_are_all_in_use_stays() {
+    tool(&["eval", "application:set_env(rabbit, channel_max, 16)."]).await;
+    let broker = connect(&url()).await.unwrap();
+    let address = queue(&broker, "channels").await;
+    let sender = producer(&broker, &address).await;
+    let mut inboxes = Vec::new();
+    let error = loop {
+        let opened = broker.consumer(&Source::new(address.clone()), &ConsumerOptions::default()).await;
+        match opened {
+            Ok(inbox) => inboxes.push(inbox),
+            Err(error) => break error,
+        }
+        assert!(inboxes.len() <= 16);
+    };
+    assert_eq!((error.kind(), error.context("limit")), (ErrorKind::Throttled, Some("16")), "{error:?}");
+    let error = broker.ping().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Throttled, "{error:?}");
+    // Long enough for the loss of a connection to be seen.
+    sleep(Duration::from_secs(1)).await;
+    assert!(broker.health().is_up(), "{:?}", broker.health());
+    send_all(&sender, numbered(1)).await;
+    let (received, ..) = soon(select_all(inboxes.iter().map(|inbox| Box::pin(receive(inbox))))).await;
+    assert_eq!(received.unwrap().len(), 1);
+    for inbox in inboxes {
+        inbox.close(Instant::now() + PATIENCE).await;
+    }
+    soon(broker.ping()).await.unwrap();
+    // Numbers lost to errors are another matter: they come back with another connection.
+    let missing = Source::new(Address::queue(&unique("missing")).unwrap());
+    for _ in 0..40 {
+        let error = soon(broker.stats(&missing)).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::NotFound, "{error:?}");
+    }
+}
+
+/// The server hands on 32 messages of a level at a time, and tries one that was refused again after three minutes;
+/// here, after five seconds.
+async fn a_full_queue_holds_up_delays_until_it_has_room() {
+    const HANDED_ON: usize = 32;
+    tool(&["eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 5000)."]).await;
+    let broker = connect(&url()).await.unwrap();
+    let full = Address::queue(&unique("full")).unwrap();
+    let mut entry = Entry::new(full.clone());
+    entry.native.insert("x-max-length".into(), "40".into());
+    entry.native.insert("x-overflow".into(), "reject-publish".into());
+    broker.declare(&Topology::from_iter([entry])).await.unwrap();
+    let other = queue(&broker, "other").await;
+    let client = Client::connect_with(&url(), &[DRIVER]).await.unwrap();
+    let (to_full, to_other) = (client.sender(&full).await.unwrap(), client.sender(&other).await.unwrap());
+    let filler = producer(&broker, &full).await;
+    until("it is full", async || send(&filler, numbered(1)).await[0].is_some()).await;
+
+    let delay = Duration::from_millis(100);
+    for _ in 0..HANDED_ON + 4 {
+        soon(to_full.send(Message::new("late").delay(delay))).await.unwrap();
+    }
+    soon(to_other.send(Message::new("behind").delay(delay))).await.unwrap();
+    let inbox = consumer(&broker, &other).await;
+    assert!(timeout(Duration::from_secs(3), receive(&inbox)).await.is_err(), "documented otherwise");
+    // Another level goes on.
+    soon(to_other.send(Message::new("beside").delay(2 * delay))).await.unwrap();
+    assert_eq!(text(&receive_count(&inbox, 1).await[0]), "beside");
+
+    let start = Instant::now();
+    broker.purge(&full).await.unwrap();
+    assert_eq!(text(&receive_count(&inbox, 1).await[0]), "behind");
+    eprintln!("went on {:?} after there was room", start.elapsed());
+    let source = Source::new(full.clone());
+    let all = Some(HANDED_ON as u64 + 4);
+    until("nothing is lost", async || broker.stats(&source).await.unwrap().ready == all).await;
 }

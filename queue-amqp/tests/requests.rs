@@ -299,12 +299,18 @@ async fn what_is_no_request_is_refused(url: String) {
     for (to, message, kind) in [
         (&topic, Message::new("x"), ErrorKind::Unsupported),
         (&address, Message::new("x").delay(Duration::from_secs(1)), ErrorKind::Unsupported),
+        (&address, Message::new("x").ttl(Duration::from_secs(50 * 24 * 3600)), ErrorKind::Unsupported),
         (&address, Message::new(huge), ErrorKind::TooLarge),
         (&address, wide, ErrorKind::TooLarge),
     ] {
         let error = soon(requests.request(to, message, deadline())).await.unwrap_err();
         assert_eq!((error.kind(), error.outcome()), (kind, Outcome::NotSent), "{error:?}");
     }
+    // Later than a time to live can say.
+    let far = Instant::now() + Duration::from_secs(60 * 24 * 3600);
+    let nowhere = Address::queue(&unique("nowhere")).unwrap();
+    let error = soon(requests.request(&nowhere, Message::new("x"), far)).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unroutable, "{error:?}");
     let past = Instant::now() - Duration::from_millis(1);
     let error = soon(requests.request(&address, "x".into(), past)).await.unwrap_err();
     assert_eq!((error.kind(), error.outcome()), (ErrorKind::Timeout, Outcome::NotSent));

@@ -38,7 +38,7 @@ pub(crate) async fn connect(mut endpoint: Endpoint, drivers: &[Driver]) -> Resul
     endpoint.options.retain(|k, _| driver_names.contains(&k.as_str()));
     let events = Events::new();
     // Drivers keep to the timeout themselves; this is the backstop.
-    let most = endpoint.connect_timeout + Duration::from_secs(1);
+    let most = endpoint.connect_timeout.saturating_add(Duration::from_secs(1));
     let shown = endpoint.to_string();
     let broker = match timeout(most, (driver.connect)(endpoint, events.clone())).await {
         Ok(connected) => connected,

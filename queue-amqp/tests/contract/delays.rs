@@ -9,7 +9,7 @@ use queue_amqp::DRIVER;
 use queue_core::{Address, Client, ErrorKind, Message, Outcome};
 use tokio::time::Instant;
 
-use crate::common::{soon, unique, until};
+use crate::common::{PATIENCE, soon, unique, until};
 use crate::native;
 
 /// What a busy machine may add to each stop of a delay.
@@ -184,4 +184,69 @@ pub(crate) async fn what_stands_in_the_way_of_a_delay_is_told(url: String) {
     channel.queue_delete(name.into(), Default::default()).await.unwrap();
     client.delete(&queue).await.unwrap();
     client.close(Duration::from_secs(5)).await;
+}
+
+pub(crate) async fn a_queue_made_anew_by_another_client_is_found_again(url: String) {
+    let (here, there) = (client(&url).await, client(&url).await);
+    let queue = unique("anew");
+    let sender = here.sender(&queue).await.unwrap();
+    let delay = Duration::from_millis(100);
+    soon(sender.send(Message::new("first").delay(delay))).await.unwrap();
+    there.delete(&queue).await.unwrap();
+    let mut inbox = there.receiver(&queue).discard_dead_letters().await.unwrap();
+    let end = Instant::now() + PATIENCE;
+    let mut sent = 0;
+    loop {
+        soon(sender.send(Message::new("again").delay(delay))).await.unwrap();
+        sent += 1;
+        let batch = inbox.receive_batch_within(1, Duration::from_millis(500)).await.unwrap();
+        if !batch.is_empty() {
+            break;
+        }
+        assert!(Instant::now() < end, "{sent} delayed messages did not come");
+    }
+    there.delete(&queue).await.unwrap();
+    here.close(Duration::from_secs(5)).await;
+    there.close(Duration::from_secs(5)).await;
+}
+
+pub(crate) async fn a_missing_part_of_the_ladder_is_made_anew(url: String) {
+    let client = client(&url).await;
+    let queue = unique("missing");
+    let sender = client.sender(&queue).await.unwrap();
+    // The level's own time, and a level that no other test needs.
+    let (name, delay) = ("anyqueue-delay-22", Duration::from_millis(100 << 22));
+    soon(sender.send(Message::new("x").delay(delay))).await.unwrap();
+    let broker = client.broker().clone();
+    let channel = native(&broker).open_channel().await.unwrap();
+    channel.queue_delete(name.into(), Default::default()).await.unwrap();
+    // It comes back: the exchange has nowhere to put it.
+    soon(sender.send(Message::new("x").delay(delay))).await.unwrap();
+    assert_eq!(channel.queue_delete(name.into(), Default::default()).await.unwrap(), 1);
+    channel.exchange_delete(name.into(), Default::default()).await.unwrap();
+    soon(sender.send(Message::new("x").delay(delay))).await.unwrap();
+    assert_eq!(channel.queue_delete(name.into(), Default::default()).await.unwrap(), 1);
+    client.delete(&queue).await.unwrap();
+    client.close(Duration::from_secs(5)).await;
+}
+
+pub(crate) async fn a_retry_on_a_queue_whose_name_leaves_no_room_is_held_back_by_its_receiver(url: String) {
+    let client = client(&url).await;
+    let queue = unique(&"long".repeat(48));
+    assert!((208..=255).contains(&queue.len()), "{}", queue.len());
+    let sender = client.sender(&queue).await.unwrap();
+    let second = Duration::from_secs(1);
+    let error = soon(sender.send(Message::new("x").delay(second))).await.unwrap_err();
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::Unsupported, Outcome::NotSent), "{error:?}");
+    assert!(!sender.capabilities().delayed_send && sender.capabilities().max_delay.is_zero());
+    let mut inbox = client.receiver(&queue).discard_dead_letters().await.unwrap();
+    assert_eq!(inbox.capabilities().max_retry_delay, Duration::from_secs(20 * 60));
+    soon(sender.send("again")).await.unwrap();
+    let start = Instant::now();
+    soon(inbox.next()).await.unwrap().unwrap().retry_after(second);
+    let again = soon(inbox.next()).await.unwrap().unwrap();
+    assert!(start.elapsed() >= second && again.attempt() == 2);
+    again.ack();
+    client.delete(&queue).await.unwrap();
+    client.close(second).await;
 }

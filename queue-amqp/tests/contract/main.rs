@@ -55,6 +55,9 @@ fn main() {
             delays::a_queue_that_is_gone_holds_up_no_delayed_message,
             delays::a_retry_is_counted_by_the_library_and_carries_nothing_of_the_brokers,
             delays::what_stands_in_the_way_of_a_delay_is_told,
+            delays::a_queue_made_anew_by_another_client_is_found_again,
+            delays::a_missing_part_of_the_ladder_is_made_anew,
+            delays::a_retry_on_a_queue_whose_name_leaves_no_room_is_held_back_by_its_receiver,
         ],
     );
 }

@@ -73,6 +73,8 @@ pub(crate) async fn options_that_do_not_fit_together_are_refused() {
         ("amqps://h?server_name=not%20a%20name", "server_name"),
         ("amqp://h?auth=kerberos", "auth"),
         ("amqp://h?heartbeat=0s", "heartbeat"),
+        ("amqp://h?operation_timeout=18446744073709551615s", "at most a day"),
+        ("amqp://h?max_backoff=18446744073709551615s", "at most a day"),
         ("amqps://127.0.0.1:1?ca_file=/nowhere/ca.pem", "/nowhere/ca.pem"),
         ("amqp://u@127.0.0.1:1?password_file=/nowhere/password", "/nowhere/password"),
     ] {
