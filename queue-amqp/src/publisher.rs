@@ -299,6 +299,12 @@ impl Lane {
                     return true;
                 }
             }
+            if window.is_full() {
+                tracing::warn!(
+                    "a message got no answer for long, others did: the channel that publishes is opened again"
+                );
+                return true;
+            }
             if turn.expired.elapsed() >= EXPIRE {
                 window.drop_over(verdicts);
                 turn.expired = Instant::now();

@@ -9,8 +9,9 @@
 //!
 //! A broker that is alive and does not confirm (a quorum queue without its majority) bounds nothing by itself. The client
 //! is given [`MOST`] messages at most, and what waits behind them is let go when its sender does not wait for it any more
-//! ([`drop_over`](Window::drop_over)): so there is never more than the windows of the senders hold, and what they sent
-//! within [`EXPIRE`](crate::publisher::EXPIRE).
+//! ([`drop_over`](Window::drop_over)): so nothing waits but what the windows of the senders hold, and what they gave up
+//! within [`EXPIRE`](crate::publisher::EXPIRE). Where only some messages have no answer, those to other queues go on
+//! behind them; of each, a record stays, [`LONGEST`] of them at most. Then the channel is opened again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ use crate::slots::{Job, Slots, Started, slots};
 const MOST: usize = 1024;
 /// Bytes of payload that are with the client at most; a single larger message still passes.
 const MOST_BYTES: usize = 32 << 20;
+/// Flights from the first without an answer to the last that the client was given, answered ones included: about 8 MiB.
+const LONGEST: usize = 1 << 16;
 
 /// Flights in the order in which they were handed over: those that were answered, those that the client has, and those
 /// that wait for room there.
@@ -93,6 +96,11 @@ impl Window {
     /// How many flights there are, those included that wait for one before them.
     pub(crate) fn kept(&self) -> usize {
         self.flights.len()
+    }
+
+    /// Whether the first without an answer has held up as many as there may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.published - self.answered >= LONGEST
     }
 
     pub(crate) fn is_broken(&self) -> bool {
