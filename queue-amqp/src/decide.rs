@@ -186,5 +186,31 @@ fn is_named(origin: &Origin, message: &Message, text: &str) -> bool {
         None if to.is_topic() => to.name(),
         None => DEFAULT_EXCHANGE,
     };
-    text.contains(&format!("'{exchange}'"))
+    // Virtual host and user stand in quotes too.
+    text.contains(&format!("exchange '{exchange}'"))
+}
+
+#[cfg(test)]
+mod tests {
+    use queue_core::Address;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_names_the_exchange_and_not_what_else_has_its_name() {
+        let names = |topic: &str, text: &str| {
+            let origin = Origin::new(Address::topic(topic).unwrap(), false);
+            is_named(&origin, &Message::new("x"), text)
+        };
+        let missing = "NOT_FOUND - no exchange 'missing' in vhost 'orders'";
+        assert!(names("missing", missing));
+        assert!(!names("orders", missing), "the virtual host");
+        let refused = "ACCESS_REFUSED - write access to exchange 'bills' in vhost '/' refused for user 'orders'";
+        assert!(names("bills", refused));
+        assert!(!names("orders", refused), "the user");
+        let queue = Origin::new(Address::queue("orders").unwrap(), false);
+        let refused = "ACCESS_REFUSED - write access to exchange 'amq.default' in vhost 'orders' refused for user 'x'";
+        assert!(is_named(&queue, &Message::new("x"), refused));
+        assert!(!is_named(&queue, &Message::new("x"), missing));
+    }
 }

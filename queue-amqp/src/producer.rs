@@ -86,6 +86,10 @@ impl Producer for AmqpProducer {
 
 impl fmt::Debug for AmqpProducer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("AmqpProducer").field("address", &self.origin.address).finish_non_exhaustive()
+        f.debug_struct("AmqpProducer")
+            .field("address", &self.origin.address)
+            // Of all producers of the broker.
+            .field("kept", &(self.publisher.queues.kept() + self.publisher.topics.kept()))
+            .finish_non_exhaustive()
     }
 }

@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use queue_core::{Completion, Error, ErrorKind, Message, Result};
 use tokio::sync::watch;
 use tokio::task::yield_now;
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::delay::Ladder;
 use crate::error::{not_connected, within};
@@ -27,6 +27,11 @@ use crate::window::Window;
 
 /// How long the first message in flight may hold up the verdicts of those behind it.
 const STUCK: Duration = Duration::from_millis(10);
+/// How often messages that wait are let go when nobody waits for them any more.
+pub(crate) const EXPIRE: Duration = Duration::from_millis(250);
+/// How long the client may take to hand back what it has not written when its channel is gone. It does so at once, on a
+/// task of its own.
+const HAND_BACK: Duration = Duration::from_millis(500);
 /// Wait before a channel is opened again.
 const REOPEN: Duration = Duration::from_millis(100);
 
@@ -137,6 +142,12 @@ impl Lane {
         }
     }
 
+    /// How many messages are kept here.
+    pub(crate) fn kept(&self) -> usize {
+        let published = self.state.lock().window.kept();
+        published + self.inbox.lock().parcels.iter().map(|parcel| parcel.messages.len()).sum::<usize>()
+    }
+
     /// Moves what was put in to the window.
     fn collect(&self, window: &mut Window, spare: &mut Vec<Parcel>) {
         std::mem::swap(&mut self.inbox.lock().parcels, spare);
@@ -186,7 +197,8 @@ impl Lane {
 
     /// Gives verdicts for as long as the broker is open, and keeps a channel.
     async fn drive(self: Arc<Self>, mut sessions: Sessions, mut blocked: Blocked) {
-        let mut turn = Turn { stuck: Box::pin(sleep(STUCK)), mark: None, spare: Vec::new() };
+        let (stuck, expired) = (Box::pin(sleep(STUCK)), Instant::now());
+        let mut turn = Turn { stuck, mark: None, expired, spare: Vec::new() };
         loop {
             sessions.mark_unchanged();
             while sessions.borrow().is_some() {
@@ -198,6 +210,8 @@ impl Lane {
                     Ok(()) = blocked.changed() => {}
                 }
             }
+            // Without its message, none could be sent again.
+            let _ = timeout(HAND_BACK, poll_fn(|cx| self.state.lock().window.poll_written(cx))).await;
             self.give_up(false);
             while let Err(error) = self.connect(&mut sessions).await {
                 tracing::debug!(%error, "opening the channel that publishes failed");
@@ -256,7 +270,6 @@ impl Lane {
         if !channel.status().connected() {
             return true;
         }
-        let mut swept = false;
         loop {
             window.advance(channel, cx, verdicts);
             self.collect(window, &mut turn.spare);
@@ -268,21 +281,34 @@ impl Lane {
                 continue;
             }
             let (waiting, first, in_client) = window.waiting();
-            if waiting < 2 || !in_client || swept {
+            if waiting < 2 || !in_client {
                 return false;
             }
             if turn.mark.is_none() {
-                turn.mark = Some(first);
-                turn.stuck.as_mut().reset(Instant::now() + STUCK);
+                turn.watch(first);
             }
-            if turn.stuck.as_mut().poll(cx).is_pending() || turn.mark.take() != Some(first) {
+            if turn.stuck.as_mut().poll(cx).is_pending() {
                 return false;
             }
-            window.sweep(channel, verdicts);
-            if window.is_broken() {
+            let stuck = turn.mark == Some(first);
+            // The clock goes on for as long as anything is behind another: no later answer of those wakes.
+            turn.watch(first);
+            if stuck {
+                window.sweep(channel, cx, verdicts);
+                if window.is_broken() {
+                    return true;
+                }
+            }
+            if window.is_full() {
+                tracing::warn!(
+                    "a message got no answer for long, others did: the channel that publishes is opened again"
+                );
                 return true;
             }
-            swept = true;
+            if turn.expired.elapsed() >= EXPIRE {
+                window.drop_over(verdicts);
+                turn.expired = Instant::now();
+            }
         }
     }
 
@@ -306,6 +332,15 @@ struct Turn {
     stuck: Pin<Box<Sleep>>,
     /// The first message in flight when `stuck` was set.
     mark: Option<u64>,
+    /// When messages were let go that nobody waits for.
+    expired: Instant,
     /// An empty list, to be exchanged for the inbox.
     spare: Vec<Parcel>,
+}
+
+impl Turn {
+    fn watch(&mut self, first: u64) {
+        self.mark = Some(first);
+        self.stuck.as_mut().reset(Instant::now() + STUCK);
+    }
 }

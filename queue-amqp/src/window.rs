@@ -6,10 +6,16 @@
 //! * a confirmation of several messages completes them in any order, all under one lock of the client. Touching that
 //!   lock ([`fence`]) after a look and looking once more sees all of them;
 //! * other confirmations come in the order of the messages, behind their returns.
+//!
+//! A broker that is alive and does not confirm (a quorum queue without its majority) bounds nothing by itself. The client
+//! is given [`MOST`] messages at most, and what waits behind them is let go when its sender does not wait for it any more
+//! ([`drop_over`](Window::drop_over)): so nothing waits but what the windows of the senders hold, and what they gave up
+//! within [`EXPIRE`](crate::publisher::EXPIRE). Where only some messages have no answer, those to other queues go on
+//! behind them; of each, a record stays, [`LONGEST`] of them at most. Then the channel is opened again.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Waker};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use futures::FutureExt;
@@ -32,6 +38,8 @@ const MOST: usize = 1024;
 const BEHIND: usize = 64;
 /// Bytes of payload that are with the client at most; a single larger message still passes.
 const MOST_BYTES: usize = 32 << 20;
+/// Flights from the first without an answer to the last that the client was given, answered ones included: about 8 MiB.
+const LONGEST: usize = 1 << 16;
 
 /// Flights in the order in which they were handed over: those that were answered, those that the client has, and those
 /// that wait for room there.
@@ -54,6 +62,8 @@ pub(crate) struct Window {
     pub(super) in_client: usize,
     pub(super) bytes: usize,
     pub(super) batches: VecDeque<Batch>,
+    /// Those before this number have waited for long, and are looked at once more before they are published.
+    old: u64,
     /// Why the channel is of no more use.
     pub(super) broken: Option<lapin::Error>,
 }
@@ -78,6 +88,7 @@ impl Window {
             in_client: 0,
             bytes: 0,
             batches: VecDeque::new(),
+            old: 0,
             broken: None,
         }
     }
@@ -85,6 +96,16 @@ impl Window {
     /// How many have no answer, the first of them, and whether that is with the client.
     pub(crate) fn waiting(&self) -> (usize, u64, bool) {
         (self.flights.len() - self.answered, self.base + self.answered as u64, self.answered < self.published)
+    }
+
+    /// How many flights there are, those included that wait for one before them.
+    pub(crate) fn kept(&self) -> usize {
+        self.flights.len()
+    }
+
+    /// Whether the first without an answer has held up as many as there may be.
+    pub(crate) fn is_full(&self) -> bool {
+        self.published - self.answered >= LONGEST
     }
 
     pub(crate) fn is_broken(&self) -> bool {
@@ -128,7 +149,13 @@ impl Window {
             self.settle_written();
             let flight = &mut self.flights[place];
             match std::mem::replace(&mut flight.state, State::Decided) {
-                State::Waiting(message) => self.start(channel, place, message, verdicts),
+                State::Waiting(message) => {
+                    if self.base + (place as u64) < self.old && self.is_over(place) {
+                        self.refuse(place, expired(), message, verdicts);
+                    } else {
+                        self.start(channel, place, message, verdicts);
+                    }
+                }
                 other => flight.state = other,
             }
         }
@@ -150,6 +177,44 @@ impl Window {
             }
             self.writing += 1;
         }
+    }
+
+    /// Whether nobody waits for it any more.
+    fn is_over(&mut self, place: usize) -> bool {
+        let index = self.flights[place].index as usize;
+        batch_of(&mut self.batches, self.base + place as u64).is_some_and(|batch| batch.done.is_over_for(index))
+    }
+    /// Lets go of those that the client does not have and that nobody waits for any more.
+    pub(crate) fn drop_over(&mut self, verdicts: &mut Vec<Verdict>) {
+        // What is new now is looked at the next time.
+        let mut next = self.base + self.published as u64;
+        let first = self.batches.partition_point(|b| b.first + u64::from(b.flights) <= next);
+        let mut waiting = self.flights.split_off(self.published).into_iter();
+        for batch in self.batches.range_mut(first..) {
+            // Those before it may be fewer now. Of the first, a part may have been published.
+            batch.first = batch.first.min(next);
+            let published = u32::try_from(next - batch.first).unwrap_or(u32::MAX);
+            let mut left = published;
+            for flight in waiting.by_ref().take(batch.flights.saturating_sub(published) as usize) {
+                match flight.state {
+                    State::Waiting(_) if batch.done.is_over_for(flight.index as usize) => {
+                        batch.undecided -= 1;
+                        let (origin, done) = (batch.origin.clone(), batch.done.clone());
+                        verdicts.push(Verdict::Failed(origin, done, flight.index, expired(), None));
+                    }
+                    State::Decided => {}
+                    _ => {
+                        self.flights.push_back(flight);
+                        left += 1;
+                    }
+                }
+            }
+            next = batch.first + u64::from(left);
+            batch.partial |= left < batch.flights;
+            batch.flights = left;
+        }
+        self.batches.retain(|batch| batch.flights > 0);
+        self.old = next;
     }
 
     fn start(&mut self, channel: &Arc<Channel>, place: usize, message: Message, verdicts: &mut Vec<Verdict>) {
@@ -222,6 +287,19 @@ impl Window {
         true
     }
 
+    /// Whether frames of a message are still with the client. Of a channel that is gone it lets go soon, and hands the
+    /// messages back.
+    pub(crate) fn poll_written(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut writing = false;
+        for place in 0..self.published {
+            if matches!(self.flights[place].state, State::Writing(_)) {
+                self.look(place, cx);
+                writing |= matches!(self.flights[place].state, State::Writing(_));
+            }
+        }
+        if writing { Poll::Pending } else { Poll::Ready(()) }
+    }
+
     /// Looks at the flights from the front on, up to the first without an answer. Every verdict that is certain goes to
     /// `verdicts`.
     pub(crate) fn advance(&mut self, channel: &Channel, cx: &mut Context<'_>, verdicts: &mut Vec<Verdict>) {
@@ -246,14 +324,18 @@ impl Window {
     }
 
     /// Looks at every flight, for those whose predecessors are stuck.
-    pub(crate) fn sweep(&mut self, channel: &Channel, verdicts: &mut Vec<Verdict>) {
-        // The first keeps the waker that `advance` gave it.
-        let cx = &mut Context::from_waker(Waker::noop());
+    pub(crate) fn sweep(&mut self, channel: &Channel, cx: &mut Context<'_>, verdicts: &mut Vec<Verdict>) {
+        // Only the first wakes: the others are of interest when it has been answered, or at the next sweep.
+        let silent = &mut Context::from_waker(Waker::noop());
         let rest = (self.answered + 1).min(self.published)..self.published;
-        let seen: Vec<usize> = rest.clone().filter(|place| self.look(*place, cx)).collect();
+        let seen: Vec<usize> = rest.clone().filter(|place| self.look(*place, silent)).collect();
         fence(channel);
+        // The first too: its confirmation may carry the return of any of them.
+        if self.answered < self.published {
+            self.look(self.answered, cx);
+        }
         for place in rest {
-            self.look(place, cx);
+            self.look(place, silent);
         }
         if self.broken.is_some() {
             return;
@@ -369,6 +451,10 @@ impl Window {
         let behind = self.batches.partition_point(|b| b.first <= number);
         self.batches.get(behind.checked_sub(1)?).map(|batch| &batch.origin)
     }
+}
+
+fn expired() -> Error {
+    Error::new(ErrorKind::Timeout, "nobody waits for it any more; it was not sent").with_operation("send")
 }
 
 fn prepare(origin: &Origin, message: &Message, frame_max: usize, ladder: &Ladder) -> Result<Outgoing> {

@@ -1,5 +1,5 @@
 //! A cluster of three nodes, of RabbitMQ 3.10 and of 4.3 or newer: nodes are killed and restarted under load, and clients
-//! that know all three move to a living one by themselves.
+//! that know all three move to a living one by themselves. And a queue that does not confirm, as one without its majority.
 //!
 //! `FAULTS=3` runs it; without the variable it says so and leaves the machine alone.
 
@@ -14,7 +14,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use own::Own;
 use parking_lot::Mutex;
 use queue_amqp::DRIVER;
-use queue_core::{Client, EventKind, EventStream, Message, Receiver, Sender};
+use queue_core::{Address, Client, EventKind, EventStream, Message, ProducerOptions, Receiver, Sender};
 use tokio::time::{Instant, sleep, timeout};
 
 /// Elections, a node that starts, connections that come back.
@@ -44,8 +44,23 @@ fn main() {
             Ok(Completion::Completed)
         })
     });
+    let silent = Trial::ignorable_test("a_queue_that_does_not_confirm_stops_no_other", move || {
+        if faults.is_none() {
+            return Ok(Completion::ignored_with("set FAULTS to how many faults there should be"));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let own = Own::new("amqp-silent");
+        runtime.block_on(async {
+            own.brokers(&["up", "rabbitmq"]).await?;
+            let result = tokio::spawn(beside_a_silent_queue(own.clone())).await;
+            own.brokers(&["down", "rabbitmq"]).await?;
+            result.map_err(|panic| Failed::from(panic.to_string()))?
+        })?;
+        Ok(Completion::Completed)
+    });
     // The machine holds one cluster at a time.
-    libtest_mimic::run(&Arguments { test_threads: Some(1), ..arguments }, trials.into()).exit();
+    let trials = trials.into_iter().chain([silent]).collect();
+    libtest_mimic::run(&Arguments { test_threads: Some(1), ..arguments }, trials).exit();
 }
 
 /// The nodes of a cluster, by number from 0 on.
@@ -205,4 +220,43 @@ async fn receive(mut receiver: Receiver, book: Arc<Book>, sending: Arc<AtomicBoo
     let report = receiver.close(Duration::from_secs(10)).await;
     // Its errors may tell of connections that were lost.
     if report.unanswered == 0 { Ok(()) } else { Err(format!("the receiver's close: {report:?}").into()) }
+}
+
+/// A queue whose process stands still, and another that goes on.
+async fn beside_a_silent_queue(own: Own) -> Result<(), Failed> {
+    /// More than the library keeps of those that overtook one.
+    const OVERTAKING: usize = 150_000;
+    let url = format!("amqp://guest:guest@127.0.0.1:{}?amqp.x-queue-type=classic", own.port(0));
+    let client = Client::connect_with(&url, &[DRIVER]).await?;
+    let silent = client.sender("silent").deadline(PATIENCE * 4).await?;
+    let others = client.sender("others").deadline(PATIENCE).await?;
+    let name = "rabbit_misc:r(<<\"/\">>, queue, <<\"silent\">>)";
+    let tell = async |what: &str| {
+        let words = format!("{{ok, Q}} = rabbit_amqqueue:lookup({name}), sys:{what}(amqqueue:get_pid(Q)).");
+        own.brokers(&["tool", "rabbitmq", "--quiet", "eval", &words]).await
+    };
+    tell("suspend").await?;
+    let waiting = silent.submit("held").await?;
+    let mut most = 0;
+    for _ in 0..OVERTAKING / 5000 {
+        let batch = (0..5000).map(|n| Message::new(n.to_string()));
+        timeout(PATIENCE, others.send_batch(batch)).await.map_err(|_| "the others got no answer")??;
+        most = most.max(kept(&client).await?);
+    }
+    if most > 80_000 {
+        return Err(format!("{most} messages were kept").into());
+    }
+    tell("resume").await?;
+    timeout(PATIENCE, waiting).await??;
+    println!("{OVERTAKING} messages overtook one; {most} were kept at most");
+    Ok(())
+}
+
+/// How many messages the publishing channels keep.
+async fn kept(client: &Client) -> Result<usize, Failed> {
+    let address = Address::queue("others")?;
+    let producer = client.broker().producer(&address, &ProducerOptions::default()).await?;
+    let shown = format!("{producer:?}");
+    let kept = shown.split_once("kept: ").map(|(_, kept)| kept.split(|c: char| !c.is_ascii_digit()).next());
+    Ok(kept.flatten().unwrap_or_default().parse()?)
 }

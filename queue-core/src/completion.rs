@@ -70,6 +70,19 @@ impl Completion {
         }
     }
 
+    /// Whether nobody waits for the verdict of a message any more: it was given, or the sender's deadline passed.
+    ///
+    /// An adapter that keeps messages for later drops those, so that a broker which takes none cannot make it keep more
+    /// and more. It costs two loads; a message of several may be told late, never early.
+    #[must_use]
+    pub fn is_over_for(&self, index: usize) -> bool {
+        match &self.0 {
+            Target::Whole(block) => block.is_done(),
+            Target::Slots(slots) => slots.get(index).is_none_or(|slot| slot.block.is_done()),
+            Target::Spent => true,
+        }
+    }
+
     fn place(&self, index: usize) -> Option<(&Arc<Block>, u32, u32)> {
         match &self.0 {
             Target::Whole(block) => {

@@ -31,6 +31,8 @@ fn main() {
             sending::unroutable_messages_in_a_large_batch_are_named_exactly,
             sending::senders_that_share_a_channel_get_their_own_verdicts,
             sending::a_missing_exchange_fails_its_message_alone,
+            sending::a_channel_that_closes_fails_no_message_of_a_sender_that_retries,
+            sending::a_broker_that_does_not_confirm_is_not_sent_what_nobody_waits_for,
             sending::a_missing_exchange_disturbs_no_message_to_a_queue,
             sending::a_message_that_the_queue_refuses_is_rejected_and_not_tried_again,
             receiving::unanswered_messages_come_back_counted,

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use crate::common::{
     PATIENCE, connect, consumer, producer, queue, receive, receive_count, send, send_all, soon, text, unique, until,
 };
+use crate::proxy::{Back, Proxy};
 use crate::{is_silent, native, numbered};
 
 pub(crate) async fn unroutable_messages_in_a_large_batch_are_named_exactly(url: String) {
@@ -175,6 +176,60 @@ pub(crate) async fn a_missing_exchange_fails_its_message_alone(url: String) {
     let error = broker.producer(&missing, &ProducerOptions::default()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
     broker.delete(&topic).await.unwrap();
+}
+
+pub(crate) async fn a_channel_that_closes_fails_no_message_of_a_sender_that_retries(url: String) {
+    let broker = connect(&url).await.unwrap();
+    let topic = Address::topic(&unique("busy")).unwrap();
+    broker.declare(&Topology::from_iter([Entry::new(topic.clone())])).await.unwrap();
+    let missing = Address::topic(&unique("missing")).unwrap();
+    let client = Client::from_broker(broker.clone());
+    let sender = client.sender(topic.to_string()).declare(Declare::Assume).await.unwrap();
+    for _ in 0..5 {
+        // More than is written at once: some are with the broker, some in the client, some half way, when it refuses one.
+        let mut batch: Vec<_> = (0..600).map(|_| Message::new(vec![7; 100_000])).collect();
+        batch[100] = Message::new("lost").to(missing.clone());
+        let failures = soon(sender.send_batch(batch)).await.unwrap_err().failures();
+        assert_eq!(
+            failures.iter().map(|(n, error)| (*n, error.kind())).collect::<Vec<_>>(),
+            [(100, ErrorKind::NotFound)]
+        );
+    }
+    broker.delete(&topic).await.unwrap();
+}
+
+pub(crate) async fn a_broker_that_does_not_confirm_is_not_sent_what_nobody_waits_for(url: String) {
+    /// What the client is given at most.
+    const GIVEN: usize = 1024;
+    let proxy = Proxy::start(&url).await;
+    let broker = connect(&format!("{}?heartbeat=60s", proxy.url)).await.unwrap();
+    let address = queue(&broker, "silent").await;
+    let producer = producer(&broker, &address).await;
+    let kept = || {
+        let shown = format!("{producer:?}");
+        let (_, kept) = shown.split_once("kept: ").unwrap();
+        kept.split(|c: char| !c.is_ascii_digit()).next().unwrap().parse::<usize>().unwrap()
+    };
+    let client = Client::from_broker(broker.clone());
+    let name = address.to_string();
+    let sender = client.sender(name).declare(Declare::Assume).deadline(Duration::from_millis(700)).await.unwrap();
+    proxy.set(Back::Held);
+    for _ in 0..4 {
+        let failures = soon(sender.send_batch(numbered(3000))).await.unwrap_err().failures();
+        assert_eq!(failures.len(), 3000);
+        assert!(failures.iter().all(|(_, error)| error.kind() == ErrorKind::Timeout), "{failures:?}");
+        assert!(kept() <= GIVEN + 3000, "{}", kept());
+    }
+    until("what waits is let go", async || kept() == GIVEN).await;
+    let failures = soon(sender.send_batch(numbered(3000))).await.unwrap_err().failures();
+    assert_eq!(failures.len(), 3000);
+    proxy.set(Back::After(Duration::ZERO));
+    until("the rest is answered", async || kept() == 0).await;
+    // Sent once it works again, behind everything that might have been sent before.
+    soon(sender.send("at last")).await.unwrap();
+    let ready = async || broker.stats(&Source::new(address.clone())).await.unwrap().ready;
+    until("what was given is there", async || ready().await == Some(GIVEN as u64 + 1)).await;
+    broker.delete(&address).await.unwrap();
 }
 
 fn rich() -> Message {
