@@ -195,7 +195,9 @@ impl Desk {
 
     async fn open(&self, sessions: &mut Sessions) -> Result<Open> {
         let deadline = Instant::now() + self.timeout;
-        let session = match timeout_at(deadline, sessions.wait_for(Option::is_some)).await {
+        // One that is lost may not have been noticed yet.
+        let lives = |s: &Option<Arc<Session>>| s.as_ref().is_some_and(|s| s.connection.status().connected());
+        let session = match timeout_at(deadline, sessions.wait_for(lives)).await {
             Ok(Ok(session)) => session.clone(),
             Ok(Err(_)) => return Err(Error::closed("broker")),
             Err(_) => None,

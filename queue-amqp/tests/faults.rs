@@ -402,8 +402,8 @@ async fn a_connection_whose_channels_are_all_in_use_stays() {
     }
 }
 
-/// The server hands on 32 messages of a level at a time, and tries one that was refused again after three minutes;
-/// here, after five seconds.
+/// The server hands on 32 messages of a level at a time, and tries one that was refused again after three to six minutes;
+/// here, after five to ten seconds.
 async fn a_full_queue_holds_up_delays_until_it_has_room() {
     const HANDED_ON: usize = 32;
     tool(&["eval", "application:set_env(rabbit, dead_letter_worker_publisher_confirm_timeout, 5000)."]).await;

@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use queue_core::ErrorKind;
+use queue_amqp::DRIVER;
+use queue_core::{Client, ErrorKind};
 use tokio::time::{Instant, sleep};
 
 use crate::common::{connect, until};
@@ -57,6 +58,9 @@ pub(crate) async fn a_changed_password_is_read_at_the_reconnect_and_a_refused_on
 }
 
 pub(crate) async fn options_that_do_not_fit_together_are_refused() {
+    let forever = "amqp://h?connect_timeout=18446744073709551615s";
+    let error = Client::connect_with(forever, &[DRIVER]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{error:?}");
     for (url, says) in [
         ("amqp://u:hunter2@h?password_file=/x", "one password"),
         ("amqp://u:hunter2@h?token_file=/x&auth=oauth2", "one password"),
