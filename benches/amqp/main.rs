@@ -14,6 +14,7 @@
 //! | `CASE` | a part of the name of the cases to run: `batch`, `submit`, `tasks`, `receive`, `latency` |
 //! | `SOAK` | instead: so many messages through one client, which fails unless memory, threads and sockets stay flat |
 //! | `RATE` | messages a second of the latency case (half of what raw lapin reached in this run) |
+#![allow(clippy::cast_possible_truncation, reason = "figures of a benchmark are small")]
 
 mod ours;
 mod process;

@@ -23,7 +23,7 @@ pub(crate) async fn run(run: &Run) -> Outcome {
         return receive(run).await;
     }
     let client = anyqueue::connect(&run.url).await.unwrap();
-    let sender = client.sender(&run.queue()).declare(Declare::Assume).await.unwrap();
+    let sender = client.sender(run.queue()).declare(Declare::Assume).await.unwrap();
     let payload = Bytes::from(vec![7; run.size]);
     match run.case.as_str() {
         "batch" => batches(run, &sender, &payload).await,
@@ -91,7 +91,7 @@ async fn receive(run: &Run) -> Outcome {
     let client = anyqueue::connect(&run.url).await.unwrap();
     let meter = Meter::start();
     let mut receiver = client
-        .receiver(&run.queue())
+        .receiver(run.queue())
         .prefetch(PREFETCH.into())
         .declare(Declare::Assume)
         .discard_dead_letters()

@@ -59,8 +59,8 @@ pub(crate) async fn run(url: &str, kind: &str, messages: usize) -> Vec<String> {
     };
     declare(&run).await;
     let client = anyqueue::connect(url).await.expect("the server answers");
-    let sender = client.sender(&run.queue()).declare(Declare::Assume).await.expect("a sender");
-    let receiver = client.receiver(&run.queue()).prefetch(PREFETCH.into()).declare(Declare::Assume);
+    let sender = client.sender(run.queue()).declare(Declare::Assume).await.expect("a sender");
+    let receiver = client.receiver(run.queue()).prefetch(PREFETCH.into()).declare(Declare::Assume);
     let mut receiver = receiver.discard_dead_letters().await.expect("a receiver");
     let room = Arc::new(Semaphore::new(BACKLOG));
     let sending = tokio::spawn({
