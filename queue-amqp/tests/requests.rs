@@ -1,7 +1,6 @@
 //! Requests and replies on a real broker.
 
 mod common;
-#[allow(dead_code, reason = "a part of it is used here")]
 #[path = "security/proxy.rs"]
 mod proxy;
 
