@@ -120,6 +120,7 @@ const ROWS: &[Row] = &[
     ("delayed_retry", |c| yes(c.delayed_retry)),
     ("retry_via", |c| format!("{:?}", c.retry_via)),
     ("max_retry_delay", |c| time(c.max_retry_delay)),
+    ("own_backoff", |c| yes(c.own_backoff)),
     ("ttl", |c| yes(c.ttl)),
     ("max_ttl", |c| time(c.max_ttl)),
     ("priority", |c| yes(c.priority)),
