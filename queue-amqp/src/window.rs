@@ -184,6 +184,7 @@ impl Window {
         let index = self.flights[place].index as usize;
         batch_of(&mut self.batches, self.base + place as u64).is_some_and(|batch| batch.done.is_over_for(index))
     }
+
     /// Lets go of those that the client does not have and that nobody waits for any more.
     pub(crate) fn drop_over(&mut self, verdicts: &mut Vec<Verdict>) {
         // What is new now is looked at the next time.
