@@ -164,6 +164,8 @@ impl Window {
 
     /// What the client has written meanwhile gives its place back, to be used again while it is in the cache.
     fn settle_written(&mut self) {
+        // The first without an answer has somebody to wake: a look without would take that from it.
+        self.writing = self.writing.max(self.answered + 1);
         for _ in 0..2 {
             if self.writing + BEHIND >= self.published {
                 return;
