@@ -29,6 +29,7 @@ use crate::link::Task;
 use crate::stream::{Place, offset};
 use crate::subscription;
 use crate::topology::Native;
+use crate::wakes::Patient;
 
 /// Waits for an answer while closing, also when the deadline has passed.
 const LAST_WORD: Duration = Duration::from_millis(100);
@@ -73,6 +74,8 @@ pub(crate) struct State {
     pub(crate) epoch: u64,
     pub(crate) channel: Option<Channel>,
     pub(crate) stream: Option<lapin::Consumer>,
+    /// Of whoever polls.
+    patient: Patient,
     pub(crate) ledger: Ledger,
     /// Of a stream.
     pub(crate) place: Option<Place>,
@@ -174,6 +177,7 @@ impl AmqpConsumer {
                 epoch: 0,
                 channel: None,
                 stream: None,
+                patient: Patient::default(),
                 ledger: Ledger::new(prefetch.into()),
                 place: capabilities.replay.then(|| Place::new(source.start)),
                 want: Want::Messages,
@@ -261,7 +265,7 @@ impl Consumer for AmqpConsumer {
         while into.len() - before < max.get()
             && let Some(stream) = &mut state.stream
         {
-            match Pin::new(stream).poll_next(cx) {
+            match Pin::new(stream).poll_next(&mut Context::from_waker(state.patient.waker(cx.waker()))) {
                 Poll::Ready(Some(Ok(delivery))) => {
                     let tag = delivery.delivery_tag;
                     state.ledger.hand_out(tag);

@@ -67,10 +67,18 @@ pub(crate) struct Outgoing {
 }
 
 /// Makes what travels of a message to `address`, unless it names another.
-pub(crate) fn outgoing(address: &Address, message: &Message, frame_max: usize) -> Result<Outgoing> {
+pub(crate) fn outgoing(
+    address: &Address,
+    message: &Message,
+    id: Option<ShortString>,
+    frame_max: usize,
+) -> Result<Outgoing> {
     let address = message.destination().unwrap_or(address);
     let mut note = Note::default();
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    if let Some(id) = id {
+        properties = properties.with_message_id(id);
+    }
     let mut delay = None;
     if !message.is_plain() {
         delay = ticks(address, message)?;

@@ -7,7 +7,7 @@ use queue_core::{Completion, Error, ErrorKind, Message, Outcome};
 
 use crate::delay::{Ticks, gone};
 use crate::error::map;
-use crate::flight::{Origin, State, Verdict, unknown};
+use crate::flight::{Failure, Origin, State, Verdict, unknown};
 use crate::window::{Window, batch_of};
 
 /// What the server calls the exchange without a name when it refuses to write to it.
@@ -26,7 +26,7 @@ impl Window {
         let Some(batch) = batch_of(&mut self.batches, number) else { return };
         batch.partial = true;
         batch.undecided -= 1;
-        let (origin, done) = (batch.origin.clone(), batch.done.clone());
+        let (origin, done) = (batch.origin.clone(), batch.done.share());
         let to = |message: &Message| message.destination().unwrap_or(&origin.address).to_string();
         let (error, message) = match state {
             State::Answered(message, acked) => match (acked, returned) {
@@ -59,7 +59,7 @@ impl Window {
             }
             State::Writing(_) | State::Decided => (unknown(None), None),
         };
-        verdicts.push(Verdict::Failed(origin, done, index, error, message));
+        verdicts.push(Verdict::Failed(Box::new(Failure { origin, done, index, error, message })));
     }
 
     /// Fails what the client does not have yet.
@@ -90,8 +90,7 @@ impl Window {
                     && let Some(batch) = batch_of(&mut self.batches, number_of(place, self.base))
                 {
                     left += 1;
-                    let (of, done) = (batch.origin.clone(), batch.done.clone());
-                    verdicts.push(Verdict::Failed(of, done, flight.index, error.clone(), None));
+                    verdicts.push(Verdict::failed(batch, flight.index, error.clone(), None));
                 }
             }
             place += 1;
@@ -121,7 +120,8 @@ impl Window {
         if let (Some((done, index)), Some(cause)) = (culprit, &cause) {
             let mut behind = false;
             for verdict in &mut verdicts {
-                let Verdict::Failed(origin, of, at, error, message) = verdict else { continue };
+                let Verdict::Failed(failure) = verdict else { continue };
+                let Failure { origin, done: of, index: at, error, message } = &mut **failure;
                 let no_right = cause.kind() == ErrorKind::Unauthorized;
                 if behind && no_right && message.as_ref().is_some_and(|m| is_named(origin, m, cause.message())) {
                     // It would be the next.
@@ -141,10 +141,10 @@ impl Window {
             }
         } else {
             for verdict in &mut verdicts {
-                if let Verdict::Failed(_, _, _, error, _) = verdict
-                    && error.outcome() == Outcome::Unknown
+                if let Verdict::Failed(failure) = verdict
+                    && failure.error.outcome() == Outcome::Unknown
                 {
-                    *error = unknown(cause.as_ref());
+                    failure.error = unknown(cause.as_ref());
                 }
             }
         }
@@ -152,6 +152,7 @@ impl Window {
         self.flights.clear();
         self.batches.clear();
         self.slots.clear();
+        self.turn = 0;
         (self.answered, self.published, self.writing) = (0, 0, 0);
         (self.in_client, self.bytes) = (0, 0);
         verdicts
@@ -169,7 +170,7 @@ impl Window {
         })?;
         let index = self.flights[place].index;
         let batch = batch_of(&mut self.batches, self.base + place as u64)?;
-        Some((batch.done.clone(), index))
+        Some((batch.done.share(), index))
     }
 }
 

@@ -64,7 +64,47 @@ pub(crate) struct Batch {
     /// Whether a verdict was given to one of its messages alone.
     pub(crate) partial: bool,
     pub(crate) origin: Arc<Origin>,
-    pub(crate) done: Arc<Completion>,
+    pub(crate) done: Done,
+}
+
+/// Who takes the verdicts of a batch.
+#[derive(Debug)]
+pub(crate) enum Done {
+    /// Of the whole batch, and nowhere else.
+    Sole(Completion),
+    Shared(Arc<Completion>),
+    /// On its way from the first to the second.
+    Nobody,
+}
+
+impl Done {
+    /// Shares it, for a verdict of one message.
+    pub(crate) fn share(&mut self) -> Arc<Completion> {
+        let shared = match std::mem::replace(self, Self::Nobody) {
+            Self::Sole(done) => Arc::new(done),
+            Self::Shared(done) => done,
+            Self::Nobody => Arc::new(Completion::new(0).0),
+        };
+        *self = Self::Shared(shared.clone());
+        shared
+    }
+
+    pub(crate) fn is_over_for(&self, index: u32) -> bool {
+        match self {
+            Self::Sole(done) => done.is_over_for(index as usize),
+            Self::Shared(done) => done.is_over_for(index as usize),
+            Self::Nobody => true,
+        }
+    }
+
+    /// How many messages it takes the verdicts of.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Sole(done) => done.len(),
+            Self::Shared(done) => done.len(),
+            Self::Nobody => 0,
+        }
+    }
 }
 
 /// How far a message got.
@@ -154,16 +194,33 @@ pub(crate) enum Verdict {
     /// The broker has every message of the batch.
     All(Batch),
     Accepted(Arc<Origin>, Arc<Completion>, u32),
-    Failed(Arc<Origin>, Arc<Completion>, u32, Error, Option<Message>),
+    Failed(Box<Failure>),
+}
+
+/// A message that the broker does not have, or may not have.
+pub(crate) struct Failure {
+    pub(crate) origin: Arc<Origin>,
+    pub(crate) done: Arc<Completion>,
+    pub(crate) index: u32,
+    pub(crate) error: Error,
+    /// To be sent again.
+    pub(crate) message: Option<Message>,
 }
 
 impl Verdict {
+    /// A message of the batch failed.
+    pub(crate) fn failed(batch: &mut Batch, index: u32, error: Error, message: Option<Message>) -> Self {
+        let (origin, done) = (batch.origin.clone(), batch.done.share());
+        Self::Failed(Box::new(Failure { origin, done, index, error, message }))
+    }
+
     pub(crate) fn give(self) {
         let (origin, count) = match self {
             Self::All(Batch { origin, done, flights, .. }) => {
-                match Arc::try_unwrap(done) {
-                    Ok(done) => done.accept_all(),
-                    Err(done) => done.accept_up_to(done.len()),
+                match done {
+                    Done::Sole(done) => done.accept_all(),
+                    Done::Shared(done) => done.accept_up_to(done.len()),
+                    Done::Nobody => {}
                 }
                 (origin, flights as usize)
             }
@@ -171,7 +228,8 @@ impl Verdict {
                 done.accept(index as usize, Receipt::accepted());
                 (origin, 1)
             }
-            Self::Failed(origin, done, index, error, message) => {
+            Self::Failed(failure) => {
+                let Failure { origin, done, index, error, message } = *failure;
                 done.fail(index as usize, error, message);
                 (origin, 1)
             }

@@ -24,6 +24,7 @@ mod stream;
 mod subscription;
 mod tls;
 mod topology;
+mod wakes;
 mod window;
 
 use std::sync::Arc;

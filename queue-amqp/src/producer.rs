@@ -10,8 +10,8 @@ use queue_core::{
 };
 use tokio::time::Instant;
 
-use crate::flight::Origin;
-use crate::publisher::{Lane, Parcel, Publisher};
+use crate::flight::{Done, Origin};
+use crate::publisher::{Lane, Load, Parcel, Publisher};
 
 /// Sends to one address, through the channels that all producers share.
 pub(crate) struct AmqpProducer {
@@ -54,18 +54,26 @@ impl Producer for AmqpProducer {
             done.fail_all(&Error::closed("producer").with_operation("send"), batch);
             return;
         }
-        let done = Arc::new(done);
         let named = batch.first().is_some_and(|message| self.is_named(message));
         if batch.iter().all(|message| self.is_named(message) == named) {
-            let parcel = Parcel { origin: self.origin.clone(), done, messages: batch, places: None };
-            return self.lane(named).send(parcel);
+            let (origin, done) = (self.origin.clone(), Done::Sole(done));
+            return self.lane(named).send(Parcel { origin, done, load: Load::All(batch) });
         }
+        let done = Arc::new(done);
         let (topics, queues): (Vec<_>, Vec<_>) = (0..).zip(batch).partition(|(_, message)| self.is_named(message));
         for (named, part) in [(true, topics), (false, queues)] {
-            let (places, messages) = part.into_iter().unzip();
-            let (origin, done) = (self.origin.clone(), done.clone());
-            self.lane(named).send(Parcel { origin, done, messages, places: Some(places) });
+            let (origin, done) = (self.origin.clone(), Done::Shared(done.clone()));
+            self.lane(named).send(Parcel { origin, done, load: Load::Part(part) });
         }
+    }
+
+    fn send_one(&self, message: Message, done: Completion) {
+        if self.closed.load(Ordering::Acquire) {
+            done.fail(0, Error::closed("producer").with_operation("send"), Some(message));
+            return;
+        }
+        let (origin, done) = (self.origin.clone(), Done::Sole(done));
+        self.lane(self.is_named(&message)).send(Parcel { origin, done, load: Load::One(message) });
     }
 
     async fn close(&self, deadline: Instant) -> CloseReport {

@@ -14,15 +14,16 @@ use futures::task::AtomicWaker;
 use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
 use parking_lot::Mutex;
-use queue_core::{Completion, Error, ErrorKind, Message, Result};
+use queue_core::{Error, ErrorKind, Message, Result};
 use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::delay::Ladder;
 use crate::error::{not_connected, within};
-use crate::flight::{Origin, Verdict};
+use crate::flight::{Done, Origin, Verdict};
 use crate::link::{Blocked, Link, Session, Task, open_channel};
+use crate::wakes::Patient;
 use crate::window::Window;
 
 /// How long the first message in flight may hold up the verdicts of those behind it.
@@ -92,12 +93,37 @@ struct Inbox {
     closed: bool,
 }
 
-/// Messages of a producer, with their places in its batch where they are not all of it.
+/// Messages of a producer.
 pub(crate) struct Parcel {
     pub(crate) origin: Arc<Origin>,
-    pub(crate) done: Arc<Completion>,
-    pub(crate) messages: Vec<Message>,
-    pub(crate) places: Option<Vec<u32>>,
+    pub(crate) done: Done,
+    pub(crate) load: Load,
+}
+
+/// Messages of one batch.
+pub(crate) enum Load {
+    One(Message),
+    All(Vec<Message>),
+    /// Some of it, with their places.
+    Part(Vec<(u32, Message)>),
+}
+
+impl Load {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::All(messages) => messages.len(),
+            Self::Part(messages) => messages.len(),
+        }
+    }
+
+    fn places(self) -> Vec<(u32, Message)> {
+        match self {
+            Self::One(message) => vec![(0, message)],
+            Self::All(messages) => (0..).zip(messages).collect(),
+            Self::Part(messages) => messages,
+        }
+    }
 }
 
 struct State {
@@ -106,10 +132,10 @@ struct State {
 }
 
 impl Parcel {
-    fn refuse(self, error: &Error) {
-        let places = self.places.unwrap_or_else(|| (0..).take(self.messages.len()).collect());
-        for (place, message) in places.into_iter().zip(self.messages) {
-            self.done.fail(place as usize, error.clone(), Some(message));
+    fn refuse(mut self, error: &Error) {
+        let done = self.done.share();
+        for (place, message) in self.load.places() {
+            done.fail(place as usize, error.clone(), Some(message));
         }
     }
 }
@@ -132,7 +158,7 @@ impl Lane {
             drop(inbox);
             return parcel.refuse(&error);
         }
-        parcel.origin.take_off(parcel.messages.len());
+        parcel.origin.take_off(parcel.load.len());
         inbox.parcels.push(parcel);
         let first = inbox.parcels.len() == 1;
         drop(inbox);
@@ -145,7 +171,7 @@ impl Lane {
     /// How many messages are kept here.
     pub(crate) fn kept(&self) -> usize {
         let published = self.state.lock().window.kept();
-        published + self.inbox.lock().parcels.iter().map(|parcel| parcel.messages.len()).sum::<usize>()
+        published + self.inbox.lock().parcels.iter().map(|parcel| parcel.load.len()).sum::<usize>()
     }
 
     /// Moves what was put in to the window.
@@ -198,7 +224,7 @@ impl Lane {
     /// Gives verdicts for as long as the broker is open, and keeps a channel.
     async fn drive(self: Arc<Self>, mut sessions: Sessions, mut blocked: Blocked) {
         let (stuck, expired) = (Box::pin(sleep(STUCK)), Instant::now());
-        let mut turn = Turn { stuck, mark: None, expired, spare: Vec::new() };
+        let mut turn = Turn { stuck, mark: None, expired, spare: Vec::new(), patient: Patient::default() };
         loop {
             sessions.mark_unchanged();
             while sessions.borrow().is_some() {
@@ -248,10 +274,10 @@ impl Lane {
 
     /// Gives messages to the client and takes its answers, until the channel is of no more use.
     async fn work(&self, turn: &mut Turn) {
+        let mut verdicts = Vec::new();
         loop {
-            let mut verdicts = Vec::new();
             let over = poll_fn(|cx| Poll::Ready(self.advance(cx, turn, &mut verdicts))).await;
-            verdicts.into_iter().for_each(Verdict::give);
+            verdicts.drain(..).for_each(Verdict::give);
             if over {
                 return;
             }
@@ -271,7 +297,8 @@ impl Lane {
             return true;
         }
         loop {
-            window.advance(channel, cx, verdicts);
+            let patient = turn.patient.waker(cx.waker());
+            window.advance(channel, &mut Context::from_waker(patient), verdicts);
             self.collect(window, &mut turn.spare);
             let unwatched = window.publish(channel, verdicts);
             if window.is_broken() {
@@ -294,7 +321,8 @@ impl Lane {
             // The clock goes on for as long as anything is behind another: no later answer of those wakes.
             turn.watch(first);
             if stuck {
-                window.sweep(channel, cx, verdicts);
+                let patient = turn.patient.waker(cx.waker());
+                window.sweep(channel, &mut Context::from_waker(patient), verdicts);
                 if window.is_broken() {
                     return true;
                 }
@@ -336,6 +364,7 @@ struct Turn {
     expired: Instant,
     /// An empty list, to be exchanged for the inbox.
     spare: Vec<Parcel>,
+    patient: Patient,
 }
 
 impl Turn {

@@ -256,7 +256,7 @@ impl Desk {
     ) -> Result<Option<impl Future<Output = (u64, lapin::Result<Confirmation>)> + Send + use<>>> {
         refuse_blocked(&open.session.connection)?;
         let frame_max = usize::try_from(open.session.connection.configuration().frame_max()).unwrap_or(usize::MAX);
-        let out = outgoing(&order.to, &order.message, frame_max)?;
+        let out = outgoing(&order.to, &order.message, None, frame_max)?;
         let Outgoing { exchange, routing_key, properties, delay: None, .. } = out else {
             return Err(Error::unsupported("a request cannot be delayed"));
         };

@@ -24,6 +24,8 @@ use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use parking_lot::Mutex;
 
+use crate::wakes::Reading;
+
 /// The first frame is about 500 bytes; a longer one is not waited for.
 const LONGEST: usize = 64 << 10;
 /// Type, channel and length of a frame.
@@ -77,7 +79,8 @@ pub(crate) async fn connect(
     stream: Transport,
 ) -> lapin::Result<(Connection, ServerInfo)> {
     let told = Arc::new(OnceLock::new());
-    let stream = Overhearing { inner: stream, heard: Some(Vec::new()), told: told.clone() };
+    let reading = Reading::default();
+    let stream = Overhearing { inner: stream, heard: Some(Vec::new()), told: told.clone(), reading };
     let ready = Mutex::new(Some(AsyncTcpStream::Plain(stream)));
     let dial = async move |_, _| ready.lock().take().ok_or_else(|| io::Error::other("one stream, one attempt").into());
     let connection = Connection::connector(uri, Runtime::new(Kit(Tokio::current())), dial, properties).await?;
@@ -140,9 +143,18 @@ struct Overhearing {
     /// What came so far; `None` when enough was heard.
     heard: Option<Vec<u8>>,
     told: Arc<OnceLock<ServerInfo>>,
+    reading: Reading,
 }
 
 impl Overhearing {
+    fn is_read(&mut self, cx: &Context<'_>, read: &Poll<io::Result<usize>>) {
+        match read {
+            Poll::Ready(Ok(_)) => self.reading.begin(),
+            Poll::Pending => self.reading.end(cx),
+            Poll::Ready(Err(_)) => {}
+        }
+    }
+
     fn hear<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>, mut count: usize) {
         let Some(heard) = &mut self.heard else { return };
         for part in parts {
@@ -186,7 +198,10 @@ fn first_frame(heard: &[u8]) -> Heard {
 
 impl AsyncRead for Overhearing {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        self.reading.pass();
+        let read = Pin::new(&mut self.inner).poll_read(cx, buf);
+        self.is_read(cx, &read);
+        let count = ready!(read)?;
         self.hear(std::iter::once(&*buf), count);
         Poll::Ready(Ok(count))
     }
@@ -196,7 +211,10 @@ impl AsyncRead for Overhearing {
         cx: &mut Context<'_>,
         bufs: &mut [IoSliceMut<'_>],
     ) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.inner).poll_read_vectored(cx, bufs))?;
+        self.reading.pass();
+        let read = Pin::new(&mut self.inner).poll_read_vectored(cx, bufs);
+        self.is_read(cx, &read);
+        let count = ready!(read)?;
         self.hear(bufs.iter().map(|buf| &**buf), count);
         Poll::Ready(Ok(count))
     }
@@ -204,6 +222,7 @@ impl AsyncRead for Overhearing {
 
 impl AsyncWrite for Overhearing {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.reading.pass();
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -212,14 +231,17 @@ impl AsyncWrite for Overhearing {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        self.reading.pass();
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.reading.pass();
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.reading.pass();
         Pin::new(&mut self.inner).poll_close(cx)
     }
 }

@@ -1,19 +1,20 @@
 //! Publishes that are not written yet.
 
-use std::future::Future;
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use lapin::options::BasicPublishOptions;
 use lapin::{Channel, PublisherConfirm};
+use parking_lot::Mutex;
 use queue_core::Message;
 
 use crate::convert::Outgoing;
 
 /// A message to publish.
 pub(crate) struct Job {
-    pub(crate) channel: Arc<Channel>,
     pub(crate) out: Outgoing,
     pub(crate) options: BasicPublishOptions,
     pub(crate) message: Message,
@@ -30,44 +31,53 @@ pub(crate) enum Started {
 }
 
 /// Places for publishes under way. A publish of the client is a future of about 2 KiB, which would be the largest
-/// allocation of a message by far: so a place is used again.
+/// allocation, and the largest copy, of a message by far: so a place publishes one message after the other, and is never
+/// moved.
 pub(crate) trait Slots: Send {
-    /// Begins a publish.
-    fn start(&mut self, job: Job) -> Started;
+    /// Begins a publish. Of one channel only, until [`clear`](Self::clear).
+    fn start(&mut self, channel: &Arc<Channel>, job: Job) -> Started;
     /// Looks at a publish; at its end, the place is free again.
     fn poll(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Written>;
     /// Drops everything.
     fn clear(&mut self);
 }
 
+/// What goes into a place, and what comes out.
+#[derive(Default)]
+struct Hatch {
+    job: Option<Job>,
+    written: Option<Written>,
+}
+
+type Hatched = Arc<Mutex<Hatch>>;
+
 struct Pool<F, M> {
     make: M,
-    slots: Vec<Pin<Box<F>>>,
+    slots: Vec<(Pin<Box<F>>, Hatched)>,
     free: Vec<usize>,
 }
 
-pub(crate) fn slots() -> Box<dyn Slots> {
-    let make = |job: Job| async move {
-        let Job { channel, out: Outgoing { exchange, routing_key, properties, .. }, options, message } = job;
+async fn publish_all(channel: Arc<Channel>, hatch: Hatched) -> Infallible {
+    loop {
+        let next = poll_fn(|_| hatch.lock().job.take().map_or(Poll::Pending, Poll::Ready));
+        let Job { out: Outgoing { exchange, routing_key, properties, .. }, options, message } = next.await;
         let confirm = channel.basic_publish(exchange, routing_key, options, message.payload(), properties).await;
-        (confirm, message)
-    };
-    Box::new(Pool { make, slots: Vec::new(), free: Vec::new() })
+        hatch.lock().written = Some((confirm, message));
+    }
 }
 
-impl<F: Future<Output = Written> + Send, M: Fn(Job) -> F + Send> Slots for Pool<F, M> {
-    fn start(&mut self, job: Job) -> Started {
-        let future = (self.make)(job);
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slots[slot].set(future);
-                slot
-            }
-            None => {
-                self.slots.push(Box::pin(future));
-                self.slots.len() - 1
-            }
-        };
+pub(crate) fn slots() -> Box<dyn Slots> {
+    Box::new(Pool { make: publish_all, slots: Vec::new(), free: Vec::new() })
+}
+
+impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + Send> Slots for Pool<F, M> {
+    fn start(&mut self, channel: &Arc<Channel>, job: Job) -> Started {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let hatch = Hatched::default();
+            self.slots.push((Box::pin((self.make)(channel.clone(), hatch.clone())), hatch));
+            self.slots.len() - 1
+        });
+        self.slots[slot].1.lock().job = Some(job);
         // The first poll hands the frames to the client, and takes the place in the order. That they are written is of
         // no interest before the broker can have answered, so it wakes nobody.
         match self.poll(slot, &mut Context::from_waker(Waker::noop())) {
@@ -77,11 +87,15 @@ impl<F: Future<Output = Written> + Send, M: Fn(Job) -> F + Send> Slots for Pool<
     }
 
     fn poll(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Written> {
-        let written = self.slots[slot].as_mut().poll(cx);
-        if written.is_ready() {
-            self.free.push(slot);
+        let (publishing, hatch) = &mut self.slots[slot];
+        let Poll::Pending = publishing.as_mut().poll(cx);
+        match hatch.lock().written.take() {
+            Some(written) => {
+                self.free.push(slot);
+                Poll::Ready(written)
+            }
+            None => Poll::Pending,
         }
-        written
     }
 
     fn clear(&mut self) {

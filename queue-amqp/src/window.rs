@@ -14,6 +14,7 @@
 //! behind them; of each, a record stays, [`LONGEST`] of them at most. Then the channel is opened again.
 
 use std::collections::VecDeque;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -28,7 +29,7 @@ use queue_core::{Error, ErrorKind, Message, Result};
 use crate::convert::{Outgoing, outgoing};
 use crate::delay::Ladder;
 use crate::flight::{Batch, Flight, Origin, Seen, State, Verdict};
-use crate::publisher::Parcel;
+use crate::publisher::{Load, Parcel};
 use crate::slots::{Job, Slots, Started, slots};
 
 /// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
@@ -40,6 +41,8 @@ const BEHIND: usize = 64;
 const MOST_BYTES: usize = 32 << 20;
 /// Flights from the first without an answer to the last that the client was given, answered ones included: about 8 MiB.
 const LONGEST: usize = 1 << 16;
+/// Of the number in an id, at most.
+const DIGITS: usize = 20;
 
 /// Flights in the order in which they were handed over: those that were answered, those that the client has, and those
 /// that wait for room there.
@@ -62,6 +65,8 @@ pub(crate) struct Window {
     pub(super) in_client: usize,
     pub(super) bytes: usize,
     pub(super) batches: VecDeque<Batch>,
+    /// Place of a batch at or before that of the next flight to be published.
+    pub(super) turn: usize,
     /// Those before this number have waited for long, and are looked at once more before they are published.
     old: u64,
     /// Why the channel is of no more use.
@@ -88,6 +93,7 @@ impl Window {
             in_client: 0,
             bytes: 0,
             batches: VecDeque::new(),
+            turn: 0,
             old: 0,
             broken: None,
         }
@@ -119,18 +125,17 @@ impl Window {
 
     /// Takes messages of a producer, in order.
     pub(crate) fn push(&mut self, parcel: Parcel) {
-        let Parcel { origin, done, messages, places } = parcel;
+        let Parcel { origin, done, load } = parcel;
         let first = self.base + self.flights.len() as u64;
-        let flights = u32::try_from(messages.len()).unwrap_or(u32::MAX);
+        let flights = u32::try_from(load.len()).unwrap_or(u32::MAX);
         if flights == 0 {
             return;
         }
-        let fly = |index, message| Flight { state: State::Waiting(message), index, returned: None };
-        match places {
-            None => self.flights.extend((0..).zip(messages).map(|(index, message)| fly(index, message))),
-            Some(places) => {
-                self.flights.extend(places.into_iter().zip(messages).map(|(index, message)| fly(index, message)));
-            }
+        let fly = |(index, message)| Flight { state: State::Waiting(message), index, returned: None };
+        match load {
+            Load::One(message) => self.flights.push_back(fly((0, message))),
+            Load::All(messages) => self.flights.extend((0..).zip(messages).map(fly)),
+            Load::Part(messages) => self.flights.extend(messages.into_iter().map(fly)),
         }
         self.batches.push_back(Batch { first, flights, undecided: flights, partial: false, origin, done });
     }
@@ -183,7 +188,7 @@ impl Window {
 
     /// Whether nobody waits for it any more.
     fn is_over(&mut self, place: usize) -> bool {
-        let index = self.flights[place].index as usize;
+        let index = self.flights[place].index;
         batch_of(&mut self.batches, self.base + place as u64).is_some_and(|batch| batch.done.is_over_for(index))
     }
 
@@ -200,10 +205,9 @@ impl Window {
             let mut left = published;
             for flight in waiting.by_ref().take(batch.flights.saturating_sub(published) as usize) {
                 match flight.state {
-                    State::Waiting(_) if batch.done.is_over_for(flight.index as usize) => {
+                    State::Waiting(_) if batch.done.is_over_for(flight.index) => {
                         batch.undecided -= 1;
-                        let (origin, done) = (batch.origin.clone(), batch.done.clone());
-                        verdicts.push(Verdict::Failed(origin, done, flight.index, expired(), None));
+                        verdicts.push(Verdict::failed(batch, flight.index, expired(), None));
                     }
                     State::Decided => {}
                     _ => {
@@ -217,23 +221,25 @@ impl Window {
             batch.flights = left;
         }
         self.batches.retain(|batch| batch.flights > 0);
+        self.turn = 0;
         self.old = next;
     }
 
     fn start(&mut self, channel: &Arc<Channel>, place: usize, message: Message, verdicts: &mut Vec<Verdict>) {
         let number = self.base + place as u64;
-        let Some(batch) = batch_of(&mut self.batches, number) else { return };
+        while self.batches.get(self.turn).is_some_and(|b| b.first + u64::from(b.flights) <= number) {
+            self.turn += 1;
+        }
+        let Some(batch) = self.batches.get(self.turn) else { return };
         let origin = &batch.origin;
-        let mut out = match prepare(origin, &message, self.frame_max, &self.ladder) {
+        let id = if message.get_id().is_none() { Some(self.id(number).into()) } else { None };
+        let out = match prepare(origin, &message, id, self.frame_max, &self.ladder) {
             Ok(out) => out,
             Err(error) => return self.refuse(place, error, message, verdicts),
         };
         let options = BasicPublishOptions { mandatory: out.to_queue || origin.require_route, immediate: false };
-        if message.get_id().is_none() {
-            out.properties = std::mem::take(&mut out.properties).with_message_id(self.id(number).into());
-        }
         let bytes = message.payload().len();
-        let state = match self.slots.start(Job { channel: channel.clone(), out, options, message }) {
+        let state = match self.slots.start(channel, Job { out, options, message }) {
             Started::Writing(slot) => State::Writing(slot),
             Started::Written((Ok(confirm), message)) => State::Confirming(confirm, message),
             Started::Written((Err(error), message)) => {
@@ -256,12 +262,16 @@ impl Window {
         let Some(batch) = batch_of(&mut self.batches, self.base + place as u64) else { return };
         batch.partial = true;
         batch.undecided -= 1;
-        verdicts.push(Verdict::Failed(batch.origin.clone(), batch.done.clone(), index, error, Some(message)));
+        verdicts.push(Verdict::failed(batch, index, error, Some(message)));
     }
 
     /// The id of a message that brought none.
     fn id(&self, number: u64) -> String {
-        format!("{}{number}", self.prefix)
+        let mut id = String::with_capacity(self.prefix.len() + DIGITS);
+        id.push_str(&self.prefix);
+        // Writing to a text does not fail.
+        let _ = write!(id, "{number}");
+        id
     }
 
     /// The message with the id under which it was sent, so that it keeps it when it is sent again.
@@ -353,9 +363,7 @@ impl Window {
         let mut left = count;
         while left > 0 {
             // Batches that the sweep decided.
-            while self.batches.front().is_some_and(|b| b.undecided == 0) {
-                self.batches.pop_front();
-            }
+            self.drop_decided();
             if let Some(batch) = self.batches.front()
                 && batch.first == self.base
                 && !batch.partial
@@ -368,6 +376,7 @@ impl Window {
             {
                 let whole = batch.flights as usize;
                 verdicts.extend(self.batches.pop_front().map(Verdict::All));
+                self.turn = self.turn.saturating_sub(1);
                 self.release(whole);
                 left -= whole;
                 continue;
@@ -376,13 +385,22 @@ impl Window {
             self.release(1);
             left -= 1;
         }
+        self.drop_decided();
+    }
+
+    fn drop_decided(&mut self) {
         while self.batches.front().is_some_and(|b| b.undecided == 0) {
             self.batches.pop_front();
+            self.turn = self.turn.saturating_sub(1);
         }
     }
 
     fn release(&mut self, count: usize) {
-        self.flights.drain(..count);
+        if count == 1 {
+            self.flights.pop_front();
+        } else {
+            self.flights.drain(..count);
+        }
         self.base += count as u64;
         self.answered -= count;
         self.published -= count;
@@ -441,7 +459,7 @@ impl Window {
             && message.payload() == payload
             && (!exact || id())
             && self.origin(place).is_some_and(|origin| {
-                outgoing(&origin.address, message, self.frame_max).is_ok_and(|out| {
+                outgoing(&origin.address, message, None, self.frame_max).is_ok_and(|out| {
                     out.exchange == delivery.exchange
                         && out.routing_key == delivery.routing_key
                         && (!exact || out.properties == delivery.properties)
@@ -460,8 +478,14 @@ fn expired() -> Error {
     Error::new(ErrorKind::Timeout, "nobody waits for it any more; it was not sent").with_operation("send")
 }
 
-fn prepare(origin: &Origin, message: &Message, frame_max: usize, ladder: &Ladder) -> Result<Outgoing> {
-    let out = outgoing(&origin.address, message, frame_max)?;
+fn prepare(
+    origin: &Origin,
+    message: &Message,
+    id: Option<ShortString>,
+    frame_max: usize,
+    ladder: &Ladder,
+) -> Result<Outgoing> {
+    let out = outgoing(&origin.address, message, id, frame_max)?;
     if let Some(delay) = out.delay {
         ladder.ready(message.destination().unwrap_or(&origin.address).name(), delay)?;
     }

@@ -293,6 +293,10 @@ impl Block {
     }
 
     pub(crate) fn failure(&self, index: u32) -> Option<Error> {
+        // Mostly; and it needs no lock.
+        if self.first.state.load(Ordering::Acquire) == ALL {
+            return None;
+        }
         self.side.lock().failures.iter().find(|(i, _)| *i == index).map(|(_, e)| e.clone())
     }
 

@@ -182,7 +182,7 @@ impl Outbox {
         if self.capabilities.per_request && !self.config.linger.is_zero() {
             self.coalesce(message, &block);
         } else {
-            self.producer.send(vec![message], Completion::whole(&block));
+            self.producer.send_one(message, Completion::whole(&block));
             self.watch(&block);
         }
         Ok(block)

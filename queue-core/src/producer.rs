@@ -65,6 +65,12 @@ pub trait Producer: fmt::Debug + Send + Sync + 'static {
     /// from any thread, in any order, also before this returns. May be called concurrently and outside the runtime.
     fn send(&self, batch: Vec<Message>, done: Completion);
 
+    /// As [`send`](Self::send), of one message. By default it is a batch of one; an adapter that does without the list
+    /// saves the allocation.
+    fn send_one(&self, message: Message, done: Completion) {
+        self.send(vec![message], done);
+    }
+
     /// Waits for what is in flight until the deadline, then lets go: what is left is `Unknown`. Idempotent.
     async fn close(&self, deadline: Instant) -> CloseReport;
 }

@@ -5,7 +5,7 @@ fn address() -> Address {
 }
 
 fn carry(message: &Message) -> (Message, BasicProperties) {
-    let out = outgoing(&address(), message, 131_072).unwrap();
+    let out = outgoing(&address(), message, None, 131_072).unwrap();
     let mut delivery = Delivery::mock(1, out.exchange, out.routing_key, false, message.payload().to_vec());
     delivery.properties = out.properties.clone();
     (incoming(delivery).0.unwrap(), out.properties)
@@ -155,7 +155,7 @@ fn the_brokers_own_headers_are_set_apart_and_counted() {
 
 #[test]
 fn what_cannot_travel_is_refused_alone() {
-    let refused = |message: &Message| outgoing(&address(), message, 4096).unwrap_err().kind();
+    let refused = |message: &Message| outgoing(&address(), message, None, 4096).unwrap_err().kind();
     assert_eq!(refused(&Message::new("x").header("big", "x".repeat(5000))), ErrorKind::TooLarge);
     let second = Duration::from_secs(1);
     assert_eq!(refused(&Message::new("x").delay(second).ttl(second)), ErrorKind::Unsupported);
@@ -173,7 +173,7 @@ fn headers_as_deep_as_the_limit_travel_and_deeper_ones_are_refused_both_ways() {
     let message = Message::new("x").header("CC", deep(MAX_DEPTH));
     assert_eq!(carry(&message).0, message);
     let message = Message::new("x").header("deep", deep(MAX_DEPTH + 1));
-    assert_eq!(outgoing(&address(), &message, 131_072).unwrap_err().kind(), ErrorKind::InvalidInput);
+    assert_eq!(outgoing(&address(), &message, None, 131_072).unwrap_err().kind(), ErrorKind::InvalidInput);
 
     let raw = (0..=MAX_DEPTH).fold(AMQPValue::Void, |value, _| AMQPValue::FieldArray(vec![value].into()));
     let mut delivery = Delivery::mock(1, "".into(), "orders".into(), false, b"body".to_vec());

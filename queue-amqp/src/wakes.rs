@@ -1,0 +1,98 @@
+//! One wake-up for all that came in one read.
+//!
+//! The client's thread reads what the server sent, and wakes a task for the first frame of it: that task then runs on
+//! another core, finds one message or one confirmation, sleeps, and is woken for the next. Most of the time of a busy
+//! connection went into that. So a wake-up that comes out of the frames of a read waits here until they have all been
+//! handled: until the client's thread touches its stream again.
+//!
+//! The thread does so at once: of a read with data, the end is told as [`Poll::Pending`](std::task::Poll::Pending) with
+//! a wake-up of the thread itself ([`Reading::end`]). Whatever happens to the thread, its stream is dropped at last, and
+//! that lets go of the wake-ups too. What wakes from any other thread passes at once.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::task::{Context, Wake, Waker};
+
+use parking_lot::Mutex;
+
+thread_local! {
+    /// What this thread reads now.
+    static READING: RefCell<Option<Arc<Held>>> = const { RefCell::new(None) };
+}
+
+/// Wake-ups that wait for the end of the frames.
+#[derive(Debug, Default)]
+struct Held(Mutex<Vec<Waker>>);
+
+/// A stream's side: between a read and the next use of the stream, wake-ups wait.
+#[derive(Debug, Default)]
+pub(crate) struct Reading {
+    held: Arc<Held>,
+    /// Whether data was read since the last [`end`](Self::end).
+    read: bool,
+}
+
+impl Reading {
+    /// Data was read: what it wakes on this thread waits.
+    pub(crate) fn begin(&mut self) {
+        self.read = true;
+        READING.set(Some(self.held.clone()));
+    }
+
+    /// The frames that were read before have been handled: wakes whom they woke.
+    pub(crate) fn pass(&mut self) {
+        READING.set(None);
+        // Not under the lock: a task may run at once.
+        let held = std::mem::take(&mut *self.held.0.lock());
+        held.into_iter().for_each(Waker::wake);
+    }
+
+    /// There is no more to read now. The frames that were read are handled next; the reader is woken to come back
+    /// behind them.
+    pub(crate) fn end(&mut self, reader: &Context<'_>) {
+        if std::mem::take(&mut self.read) {
+            READING.set(Some(self.held.clone()));
+            reader.waker().wake_by_ref();
+        }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.pass();
+    }
+}
+
+/// A task's side: its waker, and the same one that waits for the end of a read.
+#[derive(Debug, Default)]
+pub(crate) struct Patient(Option<(Waker, Waker)>);
+
+impl Patient {
+    /// The waker of this task that waits for the end of a read.
+    pub(crate) fn waker(&mut self, task: &Waker) -> &Waker {
+        if self.0.as_ref().is_some_and(|(known, _)| !known.will_wake(task)) {
+            self.0 = None;
+        }
+        let (_, patient) =
+            self.0.get_or_insert_with(|| (task.clone(), Waker::from(Arc::new(Waiting(task.clone())))));
+        patient
+    }
+}
+
+struct Waiting(Waker);
+
+impl Wake for Waiting {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        // A thread that ends has nothing to read.
+        let reading = READING.try_with(|reading| reading.borrow().clone()).ok().flatten();
+        let Some(held) = reading else { return self.0.wake_by_ref() };
+        let mut held = held.0.lock();
+        if !held.iter().any(|waker| waker.will_wake(&self.0)) {
+            held.push(self.0.clone());
+        }
+    }
+}
