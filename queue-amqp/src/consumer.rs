@@ -29,7 +29,7 @@ use crate::link::Task;
 use crate::stream::{Place, offset};
 use crate::subscription;
 use crate::topology::Native;
-use crate::wakes::Patient;
+use crate::turns::Patient;
 
 /// Waits for an answer while closing, also when the deadline has passed.
 const LAST_WORD: Duration = Duration::from_millis(100);

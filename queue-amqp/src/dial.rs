@@ -16,6 +16,7 @@ use crate::auth::Credentials;
 use crate::config::Target;
 use crate::error::{map, map_io};
 use crate::server::{self, ServerInfo};
+use crate::turns::Cork;
 
 /// How long a connection that nobody holds any more may take to say goodbye.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -63,6 +64,7 @@ impl Drop for Attempt {
 pub(crate) struct Dialed {
     pub(crate) connection: Connection,
     pub(crate) server: ServerInfo,
+    pub(crate) cork: Cork,
     pub(crate) line: Line,
 }
 
@@ -112,9 +114,9 @@ pub(crate) async fn dial(
     }
     let connect = server::connect(uri(target, (name, port), credentials), properties, stream);
     let connected = timeout_at(deadline, connect).await.map_err(|_| in_time())?;
-    let (connection, server) = connected.map_err(|e| refused(target, &e))?;
+    let (connection, server, cork) = connected.map_err(|e| refused(target, &e))?;
     match attempt.0.take() {
-        Some(line) => Ok(Dialed { connection, server, line }),
+        Some(line) => Ok(Dialed { connection, server, cork, line }),
         None => Err(Error::new(ErrorKind::Internal, "a connection without a socket")),
     }
 }

@@ -24,7 +24,7 @@ mod stream;
 mod subscription;
 mod tls;
 mod topology;
-mod wakes;
+mod turns;
 mod window;
 
 use std::sync::Arc;

@@ -19,6 +19,7 @@ use crate::config::Target;
 use crate::dial::{Dialed, Line, dial, share};
 use crate::error::{map, not_connected, within};
 use crate::server::ServerInfo;
+use crate::turns::Cork;
 
 /// First wait before a reconnect; doubled up to the configured maximum.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
@@ -32,6 +33,8 @@ pub(crate) struct Session {
     pub(crate) connection: Connection,
     /// What the server says about itself.
     pub(crate) server: ServerInfo,
+    /// Held while the connection is given many messages.
+    pub(crate) cork: Cork,
     /// The host, without login.
     host: String,
     line: Line,
@@ -222,10 +225,11 @@ impl Shared {
             // A host that swallows packets leaves time for the others.
             let until = share(deadline, hosts.len() - tried);
             match dial(&self.target, (name, *port), &credentials, self.properties(), until).await {
-                Ok(Dialed { connection, server, line }) => {
+                Ok(Dialed { connection, server, cork, line }) => {
                     return Ok(Arc::new(Session {
                         connection,
                         server,
+                        cork,
                         host,
                         line,
                         credentials,

@@ -23,7 +23,7 @@ use crate::delay::Ladder;
 use crate::error::{not_connected, within};
 use crate::flight::{Done, Origin, Verdict};
 use crate::link::{Blocked, Link, Session, Task, open_channel};
-use crate::wakes::Patient;
+use crate::turns::{Cork, Patient};
 use crate::window::Window;
 
 /// How long the first message in flight may hold up the verdicts of those behind it.
@@ -33,6 +33,10 @@ pub(crate) const EXPIRE: Duration = Duration::from_millis(250);
 /// How long the client may take to hand back what it has not written when its channel is gone. It does so at once, on a
 /// task of its own.
 const HAND_BACK: Duration = Duration::from_millis(500);
+/// From so many messages on, the client's thread writes them in one go. Fewer are with it before it has slept and woken.
+const MANY: usize = 32;
+/// Messages that the client is given at once at most, before its thread may write them.
+const AT_ONCE: usize = 128;
 /// Wait before a channel is opened again.
 const REOPEN: Duration = Duration::from_millis(100);
 
@@ -128,6 +132,8 @@ impl Load {
 
 struct State {
     channel: Option<Arc<Channel>>,
+    /// Of the connection of the channel.
+    cork: Cork,
     window: Window,
 }
 
@@ -144,7 +150,7 @@ impl Lane {
     fn new(timeout: Duration, ladder: Arc<Ladder>) -> Self {
         Self {
             inbox: Mutex::new(Inbox { parcels: Vec::new(), refused: Some(not_connected()), closed: false }),
-            state: Mutex::new(State { channel: None, window: Window::new(ladder) }),
+            state: Mutex::new(State { channel: None, cork: Cork::default(), window: Window::new(ladder) }),
             work: AtomicWaker::new(),
             timeout,
         }
@@ -212,8 +218,12 @@ impl Lane {
         let deadline = Instant::now() + self.timeout;
         let channel = open_channel(sessions, deadline).await?;
         within(deadline, "open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        let frame_max = sessions.borrow().as_ref().map_or(0, |s| s.connection.configuration().frame_max());
+        let (frame_max, cork) = match &*sessions.borrow() {
+            Some(session) => (session.connection.configuration().frame_max(), session.cork.clone()),
+            None => (0, Cork::default()),
+        };
         let mut state = self.state.lock();
+        state.cork = cork;
         state.window.set_frame_max(usize::try_from(frame_max).unwrap_or(usize::MAX));
         state.channel = Some(Arc::new(channel));
         drop(state);
@@ -292,7 +302,7 @@ impl Lane {
     fn advance(&self, cx: &mut Context<'_>, turn: &mut Turn, verdicts: &mut Vec<Verdict>) -> bool {
         self.work.register(cx.waker());
         let mut state = self.state.lock();
-        let State { channel: Some(channel), window, .. } = &mut *state else { return true };
+        let State { channel: Some(channel), cork, window } = &mut *state else { return true };
         if !channel.status().connected() {
             return true;
         }
@@ -300,7 +310,19 @@ impl Lane {
             let patient = turn.patient.waker(cx.waker());
             window.advance(channel, &mut Context::from_waker(patient), verdicts);
             self.collect(window, &mut turn.spare);
-            let unwatched = window.publish(channel, verdicts);
+            let idle = window.is_idle();
+            loop {
+                window.settle_written();
+                let many = window.ready() >= MANY;
+                let corked = many.then(|| cork.hold());
+                let given = window.publish(channel, AT_ONCE, verdicts);
+                drop(corked);
+                if given < AT_ONCE {
+                    break;
+                }
+            }
+            // Nobody waits for the first yet.
+            let unwatched = idle && !window.is_idle();
             if window.is_broken() {
                 return true;
             }

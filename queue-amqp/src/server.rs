@@ -24,7 +24,7 @@ use lapin::uri::AMQPUri;
 use lapin::{Connection, ConnectionProperties};
 use parking_lot::Mutex;
 
-use crate::wakes::Reading;
+use crate::turns::{Cork, Reading};
 
 /// The first frame is about 500 bytes; a longer one is not waited for.
 const LONGEST: usize = 64 << 10;
@@ -72,19 +72,20 @@ fn version(text: &str) -> (u16, u16, u16) {
     (next(), next(), next())
 }
 
-/// Opens a connection over a stream, and tells what the server said about itself.
+/// Opens a connection over a stream, and tells what the server said about itself, and what keeps it from writing.
 pub(crate) async fn connect(
     uri: AMQPUri,
     properties: ConnectionProperties,
     stream: Transport,
-) -> lapin::Result<(Connection, ServerInfo)> {
+) -> lapin::Result<(Connection, ServerInfo, Cork)> {
     let told = Arc::new(OnceLock::new());
-    let reading = Reading::default();
-    let stream = Overhearing { inner: stream, heard: Some(Vec::new()), told: told.clone(), reading };
+    let (reading, cork) = (Reading::default(), Cork::default());
+    let stream =
+        Overhearing { inner: stream, heard: Some(Vec::new()), told: told.clone(), reading, cork: cork.clone() };
     let ready = Mutex::new(Some(AsyncTcpStream::Plain(stream)));
     let dial = async move |_, _| ready.lock().take().ok_or_else(|| io::Error::other("one stream, one attempt").into());
     let connection = Connection::connector(uri, Runtime::new(Kit(Tokio::current())), dial, properties).await?;
-    Ok((connection, told.get().cloned().unwrap_or_default()))
+    Ok((connection, told.get().cloned().unwrap_or_default(), cork))
 }
 
 /// What a connection is made over, with TLS or without.
@@ -144,6 +145,7 @@ struct Overhearing {
     heard: Option<Vec<u8>>,
     told: Arc<OnceLock<ServerInfo>>,
     reading: Reading,
+    cork: Cork,
 }
 
 impl Overhearing {
@@ -223,6 +225,7 @@ impl AsyncRead for Overhearing {
 impl AsyncWrite for Overhearing {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.reading.pass();
+        self.cork.pass();
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -232,6 +235,7 @@ impl AsyncWrite for Overhearing {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.reading.pass();
+        self.cork.pass();
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 

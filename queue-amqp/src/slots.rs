@@ -42,7 +42,7 @@ pub(crate) trait Slots: Send {
     fn clear(&mut self);
 }
 
-/// What goes into a place, and what comes out.
+/// What goes into a place, and what comes out: of all of them, since one is looked at after the other.
 #[derive(Default)]
 struct Hatch {
     job: Option<Job>,
@@ -53,8 +53,9 @@ type Hatched = Arc<Mutex<Hatch>>;
 
 struct Pool<F, M> {
     make: M,
-    slots: Vec<(Pin<Box<F>>, Hatched)>,
+    slots: Vec<Pin<Box<F>>>,
     free: Vec<usize>,
+    hatch: Hatched,
 }
 
 async fn publish_all(channel: Arc<Channel>, hatch: Hatched) -> Infallible {
@@ -67,17 +68,16 @@ async fn publish_all(channel: Arc<Channel>, hatch: Hatched) -> Infallible {
 }
 
 pub(crate) fn slots() -> Box<dyn Slots> {
-    Box::new(Pool { make: publish_all, slots: Vec::new(), free: Vec::new() })
+    Box::new(Pool { make: publish_all, slots: Vec::new(), free: Vec::new(), hatch: Hatched::default() })
 }
 
 impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + Send> Slots for Pool<F, M> {
     fn start(&mut self, channel: &Arc<Channel>, job: Job) -> Started {
         let slot = self.free.pop().unwrap_or_else(|| {
-            let hatch = Hatched::default();
-            self.slots.push((Box::pin((self.make)(channel.clone(), hatch.clone())), hatch));
+            self.slots.push(Box::pin((self.make)(channel.clone(), self.hatch.clone())));
             self.slots.len() - 1
         });
-        self.slots[slot].1.lock().job = Some(job);
+        self.hatch.lock().job = Some(job);
         // The first poll hands the frames to the client, and takes the place in the order. That they are written is of
         // no interest before the broker can have answered, so it wakes nobody.
         match self.poll(slot, &mut Context::from_waker(Waker::noop())) {
@@ -87,9 +87,8 @@ impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + 
     }
 
     fn poll(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Written> {
-        let (publishing, hatch) = &mut self.slots[slot];
-        let Poll::Pending = publishing.as_mut().poll(cx);
-        match hatch.lock().written.take() {
+        let Poll::Pending = self.slots[slot].as_mut().poll(cx);
+        match self.hatch.lock().written.take() {
             Some(written) => {
                 self.free.push(slot);
                 Poll::Ready(written)
@@ -101,5 +100,6 @@ impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + 
     fn clear(&mut self) {
         self.slots.clear();
         self.free.clear();
+        *self.hatch.lock() = Hatch::default();
     }
 }

@@ -35,8 +35,6 @@ use crate::slots::{Job, Slots, Started, slots};
 /// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
 /// client looks at every message that it has.
 const MOST: usize = 1024;
-/// How many messages later it is looked whether one is written: long enough for most, short enough for the cache.
-const BEHIND: usize = 64;
 /// Bytes of payload that are with the client at most; a single larger message still passes.
 const MOST_BYTES: usize = 32 << 20;
 /// Flights from the first without an answer to the last that the client was given, answered ones included: about 8 MiB.
@@ -140,18 +138,27 @@ impl Window {
         self.batches.push_back(Batch { first, flights, undecided: flights, partial: false, origin, done });
     }
 
-    /// Gives the client as many messages as it has room for. True when the first without an answer is new there, so
-    /// that nobody waits for it yet.
-    pub(crate) fn publish(&mut self, channel: &Arc<Channel>, verdicts: &mut Vec<Verdict>) -> bool {
-        let idle = self.answered == self.published;
+    /// How many messages the client can be given now, at most.
+    pub(crate) fn ready(&self) -> usize {
+        MOST.saturating_sub(self.in_client).min(self.flights.len() - self.published)
+    }
+
+    /// Whether the client has none that has no answer.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.answered == self.published
+    }
+
+    /// Gives the client as many messages as it has room for, up to `most`; answers how many.
+    pub(crate) fn publish(&mut self, channel: &Arc<Channel>, most: usize, verdicts: &mut Vec<Verdict>) -> usize {
+        let before = self.published;
         while self.published < self.flights.len()
+            && self.published < before + most
             && self.in_client < MOST
             && self.bytes < MOST_BYTES
             && self.broken.is_none()
         {
             let place = self.published;
             self.published += 1;
-            self.settle_written();
             let flight = &mut self.flights[place];
             match std::mem::replace(&mut flight.state, State::Decided) {
                 State::Waiting(message) => {
@@ -164,17 +171,14 @@ impl Window {
                 other => flight.state = other,
             }
         }
-        idle && self.answered < self.published
+        self.published - before
     }
 
     /// What the client has written meanwhile gives its place back, to be used again while it is in the cache.
-    fn settle_written(&mut self) {
+    pub(crate) fn settle_written(&mut self) {
         // The first without an answer has somebody to wake: a look without would take that from it.
         self.writing = self.writing.max(self.answered + 1);
-        for _ in 0..2 {
-            if self.writing + BEHIND >= self.published {
-                return;
-            }
+        while self.writing < self.published {
             let flight = &mut self.flights[self.writing];
             if let Some(error) = flight.settle_writing(&mut *self.slots) {
                 self.broken.get_or_insert(error);

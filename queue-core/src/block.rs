@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 
 use futures::task::AtomicWaker;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
 use crate::error::{Error, Outcome, Result};
@@ -103,7 +103,8 @@ pub(crate) struct Block {
     pub(crate) first: Slot,
     pub(crate) more: OnceLock<Box<[Slot]>>,
     waker: AtomicWaker,
-    pub(crate) side: Mutex<Side>,
+    /// What a message has that was accepted without more never needs.
+    side: OnceLock<Box<Mutex<Side>>>,
     pub(crate) owner: Option<Arc<dyn Owner>>,
     /// How many messages, from the first on, were handed over or refused; the others hold no window.
     handed: AtomicU32,
@@ -135,7 +136,7 @@ impl Block {
             first: Slot::default(),
             more: OnceLock::new(),
             waker: AtomicWaker::new(),
-            side: Mutex::default(),
+            side: OnceLock::new(),
             owner,
             handed: AtomicU32::new(0),
             cost,
@@ -171,6 +172,15 @@ impl Block {
         SlotRef { block: self.clone(), index: u32::try_from(index).unwrap_or(u32::MAX), epoch: 0 }
     }
 
+    pub(crate) fn side(&self) -> MutexGuard<'_, Side> {
+        self.side.get_or_init(Box::default).lock()
+    }
+
+    /// The side, if anything was told there.
+    pub(crate) fn told(&self) -> Option<MutexGuard<'_, Side>> {
+        self.side.get().map(|side| side.lock())
+    }
+
     pub(crate) fn slot(&self, index: u32) -> &Slot {
         if index == 0 {
             return &self.first;
@@ -195,13 +205,13 @@ impl Block {
                     slot.partition.store(partition.wrapping_add(1), Ordering::Relaxed);
                 }
                 if let Some(id) = receipt.id {
-                    self.side.lock().ids.push((index, id));
+                    self.side().ids.push((index, id));
                 }
                 ACCEPTED
             }
             Err(error) => {
                 // Under the lock, so that whoever sees the state finds the error.
-                let mut side = self.side.lock();
+                let mut side = self.side();
                 if slot
                     .state
                     .compare_exchange(expected, expected & !TAG | FAILED, Ordering::AcqRel, Ordering::Acquire)
@@ -238,7 +248,7 @@ impl Block {
     pub(crate) fn refuse(&self, index: usize, error: Error) {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         // In the order of `finish`: whoever sees the state finds the error.
-        let mut side = self.side.lock();
+        let mut side = self.side();
         let state = &self.slot(index).state;
         if state.compare_exchange(PENDING, FAILED, Ordering::AcqRel, Ordering::Acquire).is_err() {
             return;
@@ -283,7 +293,7 @@ impl Block {
             return Receipt::accepted();
         }
         let slot = self.slot(index);
-        let id = self.side.lock().ids.iter().find(|(i, _)| *i == index).map(|(_, id)| id.clone());
+        let id = self.told().and_then(|side| side.ids.iter().find(|(i, _)| *i == index).map(|(_, id)| id.clone()));
         Receipt {
             partition: slot.partition.load(Ordering::Relaxed).checked_sub(1),
             offset: slot.offset.load(Ordering::Relaxed).checked_sub(1),
@@ -293,11 +303,7 @@ impl Block {
     }
 
     pub(crate) fn failure(&self, index: u32) -> Option<Error> {
-        // Mostly; and it needs no lock.
-        if self.first.state.load(Ordering::Acquire) == ALL {
-            return None;
-        }
-        self.side.lock().failures.iter().find(|(i, _)| *i == index).map(|(_, e)| e.clone())
+        self.told()?.failures.iter().find(|(i, _)| *i == index).map(|(_, e)| e.clone())
     }
 
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {

@@ -141,7 +141,7 @@ impl Completion {
                 .is_ok();
             if moved {
                 if error.outcome() == Outcome::Unknown {
-                    block.side.lock().doubtful.insert(slot);
+                    block.side().doubtful.insert(slot);
                 }
                 let slot = SlotRef { block: block.clone(), index: slot, epoch };
                 owner.resend(Resend { slot, message, error });

@@ -41,7 +41,8 @@ impl Future for BatchVerdict {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.0.poll_done(cx).map(|()| {
             let receipts = Receipts(self.0.clone());
-            if receipts.0.side.lock().failures.is_empty() { Ok(receipts) } else { Err(BatchError(receipts)) }
+            let failed = receipts.0.told().is_some_and(|side| !side.failures.is_empty());
+            if failed { Err(BatchError(receipts)) } else { Ok(receipts) }
         })
     }
 }
@@ -84,7 +85,7 @@ impl BatchError {
     /// Index and error of each failed message, in order of index.
     #[must_use]
     pub fn failures(&self) -> Vec<(usize, Error)> {
-        let side = self.0.0.side.lock();
+        let Some(side) = self.0.0.told() else { return Vec::new() };
         let mut failures: Vec<_> = side.failures.iter().map(|(i, e)| (*i as usize, e.clone())).collect();
         failures.sort_by_key(|(i, _)| *i);
         failures

@@ -1,4 +1,6 @@
-//! One wake-up for all that came in one read.
+//! How the client's thread and the tasks take turns, instead of waking one another for every message.
+//!
+//! # One wake-up for all that came in one read
 //!
 //! The client's thread reads what the server sent, and wakes a task for the first frame of it: that task then runs on
 //! another core, finds one message or one confirmation, sleeps, and is woken for the next. Most of the time of a busy
@@ -8,9 +10,14 @@
 //! The thread does so at once: of a read with data, the end is told as [`Poll::Pending`](std::task::Poll::Pending) with
 //! a wake-up of the thread itself ([`Reading::end`]). Whatever happens to the thread, its stream is dropped at last, and
 //! that lets go of the wake-ups too. What wakes from any other thread passes at once.
+//!
+//! # One write for many messages
+//!
+//! The client's thread wakes for the first message that it is given, writes that one, sleeps, and is woken for the next.
+//! So whoever gives it many at once holds a [`Cork`] meanwhile, and its next write waits for the end of them.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::task::{Context, Wake, Waker};
 
 use parking_lot::Mutex;
@@ -73,9 +80,27 @@ impl Patient {
         if self.0.as_ref().is_some_and(|(known, _)| !known.will_wake(task)) {
             self.0 = None;
         }
-        let (_, patient) =
-            self.0.get_or_insert_with(|| (task.clone(), Waker::from(Arc::new(Waiting(task.clone())))));
+        let (_, patient) = self.0.get_or_insert_with(|| (task.clone(), Waker::from(Arc::new(Waiting(task.clone())))));
         patient
+    }
+}
+
+/// Keeps the client's thread from writing. Cloning it shares it.
+///
+/// Not the lock used elsewhere, which gives its processor away while it waits: with few processors, to who holds it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Cork(Arc<StdMutex<()>>);
+
+impl Cork {
+    /// Until the guard is dropped, which has to be soon: the thread of the connection waits.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, ()> {
+        // It guards nothing that a panic could leave half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody holds it.
+    pub(crate) fn pass(&self) {
+        drop(self.hold());
     }
 }
 
