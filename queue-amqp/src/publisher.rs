@@ -35,8 +35,8 @@ pub(crate) const EXPIRE: Duration = Duration::from_millis(250);
 const HAND_BACK: Duration = Duration::from_millis(500);
 /// From so many messages on, the client's thread writes them in one go. Fewer are with it before it has slept and woken.
 const MANY: usize = 32;
-/// Messages that the client is given at once at most, before its thread may write them.
-const AT_ONCE: usize = 128;
+/// Messages that the client is given at most before its thread may write them, and bytes of their payloads.
+const AT_ONCE: (usize, usize) = (128, 1 << 20);
 /// Wait before a channel is opened again.
 const REOPEN: Duration = Duration::from_millis(100);
 
@@ -311,15 +311,14 @@ impl Lane {
             window.advance(channel, &mut Context::from_waker(patient), verdicts);
             self.collect(window, &mut turn.spare);
             let idle = window.is_idle();
-            loop {
+            window.settle_written();
+            if window.ready() >= MANY {
+                let _corked = cork.hold();
+                window.publish(channel, AT_ONCE, verdicts);
+            }
+            // The rest while the client's thread writes.
+            while window.publish(channel, AT_ONCE, verdicts) > 0 {
                 window.settle_written();
-                let many = window.ready() >= MANY;
-                let corked = many.then(|| cork.hold());
-                let given = window.publish(channel, AT_ONCE, verdicts);
-                drop(corked);
-                if given < AT_ONCE {
-                    break;
-                }
             }
             // Nobody waits for the first yet.
             let unwatched = idle && !window.is_idle();

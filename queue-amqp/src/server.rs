@@ -151,9 +151,9 @@ struct Overhearing {
 impl Overhearing {
     fn is_read(&mut self, cx: &Context<'_>, read: &Poll<io::Result<usize>>) {
         match read {
-            Poll::Ready(Ok(_)) => self.reading.begin(),
+            Poll::Ready(Ok(1..)) => self.reading.begin(),
             Poll::Pending => self.reading.end(cx),
-            Poll::Ready(Err(_)) => {}
+            Poll::Ready(_) => {}
         }
     }
 
@@ -225,7 +225,6 @@ impl AsyncRead for Overhearing {
 impl AsyncWrite for Overhearing {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.reading.pass();
-        self.cork.pass();
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -235,12 +234,13 @@ impl AsyncWrite for Overhearing {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.reading.pass();
-        self.cork.pass();
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.reading.pass();
+        // Here, because the client flushes before it makes the next frames ready.
+        self.cork.pass();
         Pin::new(&mut self.inner).poll_flush(cx)
     }
 

@@ -9,7 +9,8 @@
 //!
 //! The thread does so at once: of a read with data, the end is told as [`Poll::Pending`](std::task::Poll::Pending) with
 //! a wake-up of the thread itself ([`Reading::end`]). Whatever happens to the thread, its stream is dropped at last, and
-//! that lets go of the wake-ups too. What wakes from any other thread passes at once.
+//! that lets go of the wake-ups too. What wakes from any other thread passes at once. (With the recovery of the client, which
+//! is off, its thread could sleep between a read and the next use of its stream.)
 //!
 //! # One write for many messages
 //!
@@ -43,12 +44,12 @@ impl Reading {
     /// Data was read: what it wakes on this thread waits.
     pub(crate) fn begin(&mut self) {
         self.read = true;
-        READING.set(Some(self.held.clone()));
+        set(Some(self.held.clone()));
     }
 
     /// The frames that were read before have been handled: wakes whom they woke.
     pub(crate) fn pass(&mut self) {
-        READING.set(None);
+        set(None);
         // Not under the lock: a task may run at once.
         let held = std::mem::take(&mut *self.held.0.lock());
         held.into_iter().for_each(Waker::wake);
@@ -58,10 +59,15 @@ impl Reading {
     /// behind them.
     pub(crate) fn end(&mut self, reader: &Context<'_>) {
         if std::mem::take(&mut self.read) {
-            READING.set(Some(self.held.clone()));
+            set(Some(self.held.clone()));
             reader.waker().wake_by_ref();
         }
     }
+}
+
+/// A thread that ends has nothing to read.
+fn set(held: Option<Arc<Held>>) {
+    let _ = READING.try_with(|reading| reading.replace(held));
 }
 
 impl Drop for Reading {
@@ -112,7 +118,6 @@ impl Wake for Waiting {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        // A thread that ends has nothing to read.
         let reading = READING.try_with(|reading| reading.borrow().clone()).ok().flatten();
         let Some(held) = reading else { return self.0.wake_by_ref() };
         let mut held = held.0.lock();

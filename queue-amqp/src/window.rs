@@ -140,6 +140,9 @@ impl Window {
 
     /// How many messages the client can be given now, at most.
     pub(crate) fn ready(&self) -> usize {
+        if self.bytes >= MOST_BYTES {
+            return 0;
+        }
         MOST.saturating_sub(self.in_client).min(self.flights.len() - self.published)
     }
 
@@ -148,11 +151,17 @@ impl Window {
         self.answered == self.published
     }
 
-    /// Gives the client as many messages as it has room for, up to `most`; answers how many.
-    pub(crate) fn publish(&mut self, channel: &Arc<Channel>, most: usize, verdicts: &mut Vec<Verdict>) -> usize {
-        let before = self.published;
+    /// Gives the client as many messages as it has room for, up to so many and so many bytes; answers how many.
+    pub(crate) fn publish(
+        &mut self,
+        channel: &Arc<Channel>,
+        (most, most_bytes): (usize, usize),
+        verdicts: &mut Vec<Verdict>,
+    ) -> usize {
+        let (before, bytes) = (self.published, self.bytes);
         while self.published < self.flights.len()
             && self.published < before + most
+            && self.bytes < bytes + most_bytes
             && self.in_client < MOST
             && self.bytes < MOST_BYTES
             && self.broken.is_none()
@@ -342,7 +351,8 @@ impl Window {
 
     /// Looks at every flight, for those whose predecessors are stuck.
     pub(crate) fn sweep(&mut self, channel: &Channel, cx: &mut Context<'_>, verdicts: &mut Vec<Verdict>) {
-        // Only the first wakes: the others are of interest when it has been answered, or at the next sweep.
+        // Only the first wakes: the others are of interest when it has been answered, or at the next sweep. A return that
+        // is looked for may take that from it, so whoever sweeps looks with `advance` once more before it waits.
         let silent = &mut Context::from_waker(Waker::noop());
         let rest = (self.answered + 1).min(self.published)..self.published;
         let seen: Vec<usize> = rest.clone().filter(|place| self.look(*place, silent)).collect();

@@ -116,6 +116,10 @@ impl Producer for Flaky {
         });
     }
 
+    fn send_one(&self, message: Message, done: Completion) {
+        self.send(vec![message], done);
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         self.held.lock().clear();
         self.inner.close(deadline).await

@@ -170,6 +170,10 @@ impl Producer for PassProducer {
         self.0.send(batch, done);
     }
 
+    fn send_one(&self, message: Message, done: Completion) {
+        self.0.send_one(message, done);
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         self.0.close(deadline).await
     }
