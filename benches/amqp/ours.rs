@@ -12,8 +12,8 @@ use crate::raw::{PREFETCH, TASKS, declare, fill};
 
 /// Messages of a batch.
 const BATCH: usize = 256;
-/// Batches in flight.
-const BATCHES: usize = 4;
+/// Batches that are handed over. The library gives the client 1,024 messages of them at most, as the other side does.
+const BATCHES: usize = 8;
 /// Verdicts of single messages that are awaited later.
 const WINDOW: usize = 1024;
 

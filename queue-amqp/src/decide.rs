@@ -152,7 +152,7 @@ impl Window {
         self.flights.clear();
         self.batches.clear();
         self.slots.clear();
-        self.turn = 0;
+        self.next_batch = 0;
         (self.answered, self.published, self.writing) = (0, 0, 0);
         (self.in_client, self.bytes) = (0, 0);
         verdicts

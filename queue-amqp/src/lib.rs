@@ -17,6 +17,7 @@ mod link;
 mod management;
 mod producer;
 mod publisher;
+mod renewal;
 mod requests;
 mod server;
 mod slots;

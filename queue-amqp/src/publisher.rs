@@ -23,6 +23,7 @@ use crate::delay::Ladder;
 use crate::error::{not_connected, within};
 use crate::flight::{Done, Origin, Verdict};
 use crate::link::{Blocked, Link, Session, Task, open_channel};
+use crate::renewal::{Renew, Renewal};
 use crate::turns::{Cork, Patient};
 use crate::window::Window;
 
@@ -234,13 +235,14 @@ impl Lane {
     /// Gives verdicts for as long as the broker is open, and keeps a channel.
     async fn drive(self: Arc<Self>, mut sessions: Sessions, mut blocked: Blocked) {
         let (stuck, expired) = (Box::pin(sleep(STUCK)), Instant::now());
-        let mut turn = Turn { stuck, mark: None, expired, spare: Vec::new(), patient: Patient::default() };
+        let (spare, patient) = (Vec::new(), Patient::default());
+        let mut watch = Watch { stuck, mark: None, expired, spare, patient, renewal: Renewal::new() };
         loop {
             sessions.mark_unchanged();
             while sessions.borrow().is_some() {
                 self.set_blocked(blocked.borrow_and_update().as_deref());
                 tokio::select! {
-                    () = self.work(&mut turn) => break,
+                    () = self.work(&mut watch) => break,
                     // Gone with the connection; an error here is the end of the broker.
                     _ = sessions.changed() => break,
                     Ok(()) = blocked.changed() => {}
@@ -283,10 +285,10 @@ impl Lane {
     }
 
     /// Gives messages to the client and takes its answers, until the channel is of no more use.
-    async fn work(&self, turn: &mut Turn) {
+    async fn work(&self, watch: &mut Watch) {
         let mut verdicts = Vec::new();
         loop {
-            let over = poll_fn(|cx| Poll::Ready(self.advance(cx, turn, &mut verdicts))).await;
+            let over = poll_fn(|cx| Poll::Ready(self.advance(cx, watch, &mut verdicts))).await;
             verdicts.drain(..).for_each(Verdict::give);
             if over {
                 return;
@@ -299,7 +301,7 @@ impl Lane {
     }
 
     /// True when the channel is of no more use.
-    fn advance(&self, cx: &mut Context<'_>, turn: &mut Turn, verdicts: &mut Vec<Verdict>) -> bool {
+    fn advance(&self, cx: &mut Context<'_>, watch: &mut Watch, verdicts: &mut Vec<Verdict>) -> bool {
         self.work.register(cx.waker());
         let mut state = self.state.lock();
         let State { channel: Some(channel), cork, window } = &mut *state else { return true };
@@ -307,18 +309,27 @@ impl Lane {
             return true;
         }
         loop {
-            let patient = turn.patient.waker(cx.waker());
+            let patient = watch.patient.waker(cx.waker());
             window.advance(channel, &mut Context::from_waker(patient), verdicts);
-            self.collect(window, &mut turn.spare);
+            self.collect(window, &mut watch.spare);
             let idle = window.is_idle();
             window.settle_written();
-            if window.ready() >= MANY {
-                let _corked = cork.hold();
-                window.publish(channel, AT_ONCE, verdicts);
-            }
-            // The rest while the client's thread writes.
-            while window.publish(channel, AT_ONCE, verdicts) > 0 {
-                window.settle_written();
+            match watch.renewal.of(window.is_refused(), window.is_drained()) {
+                Renew::No => {
+                    if window.ready() >= MANY {
+                        let _corked = cork.hold();
+                        window.publish(channel, AT_ONCE, verdicts);
+                    }
+                    // The rest while the client's thread writes.
+                    while window.publish(channel, AT_ONCE, verdicts) > 0 {
+                        window.settle_written();
+                    }
+                }
+                Renew::Drained => {}
+                Renew::Now => {
+                    tracing::debug!("the channel that publishes refused messages and is opened again");
+                    return true;
+                }
             }
             // Nobody waits for the first yet.
             let unwatched = idle && !window.is_idle();
@@ -332,17 +343,17 @@ impl Lane {
             if waiting < 2 || !in_client {
                 return false;
             }
-            if turn.mark.is_none() {
-                turn.watch(first);
+            if watch.mark.is_none() {
+                watch.set(first);
             }
-            if turn.stuck.as_mut().poll(cx).is_pending() {
+            if watch.stuck.as_mut().poll(cx).is_pending() {
                 return false;
             }
-            let stuck = turn.mark == Some(first);
+            let stuck = watch.mark == Some(first);
             // The clock goes on for as long as anything is behind another: no later answer of those wakes.
-            turn.watch(first);
+            watch.set(first);
             if stuck {
-                let patient = turn.patient.waker(cx.waker());
+                let patient = watch.patient.waker(cx.waker());
                 window.sweep(channel, &mut Context::from_waker(patient), verdicts);
                 if window.is_broken() {
                     return true;
@@ -354,9 +365,9 @@ impl Lane {
                 );
                 return true;
             }
-            if turn.expired.elapsed() >= EXPIRE {
+            if watch.expired.elapsed() >= EXPIRE {
                 window.drop_over(verdicts);
-                turn.expired = Instant::now();
+                watch.expired = Instant::now();
             }
         }
     }
@@ -377,7 +388,7 @@ impl Lane {
 }
 
 /// What the task behind a lane remembers from one poll to the next.
-struct Turn {
+struct Watch {
     stuck: Pin<Box<Sleep>>,
     /// The first message in flight when `stuck` was set.
     mark: Option<u64>,
@@ -386,10 +397,11 @@ struct Turn {
     /// An empty list, to be exchanged for the inbox.
     spare: Vec<Parcel>,
     patient: Patient,
+    renewal: Renewal,
 }
 
-impl Turn {
-    fn watch(&mut self, first: u64) {
+impl Watch {
+    fn set(&mut self, first: u64) {
         self.mark = Some(first);
         self.stuck.as_mut().reset(Instant::now() + STUCK);
     }

@@ -126,3 +126,101 @@ impl Wake for Waiting {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicUsize);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    impl Count {
+        fn of(self: &Arc<Self>) -> usize {
+            self.0.load(Ordering::SeqCst)
+        }
+    }
+
+    #[test]
+    fn what_a_read_wakes_is_woken_once_and_behind_it() {
+        let (task, reader) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let (plain, mut patient) = (Waker::from(task.clone()), Patient::default());
+        let waker = patient.waker(&plain).clone();
+        let mut reading = Reading::default();
+        waker.wake_by_ref();
+        assert_eq!(task.of(), 1, "nothing is read");
+
+        reading.begin();
+        // The reader looks for more, and there is none.
+        reading.pass();
+        reading.end(&Context::from_waker(&Waker::from(reader.clone())));
+        assert_eq!(reader.of(), 1, "the reader comes back by itself");
+        waker.wake_by_ref();
+        waker.wake_by_ref();
+        plain.wake_by_ref();
+        assert_eq!(task.of(), 2, "only the patient waker waits");
+        let other = waker.clone();
+        std::thread::spawn(move || other.wake()).join().unwrap();
+        assert_eq!(task.of(), 3, "only on the thread that reads");
+        reading.pass();
+        assert_eq!(task.of(), 4, "both as one");
+        waker.wake_by_ref();
+        assert_eq!(task.of(), 5, "nothing is read any more");
+
+        reading.end(&Context::from_waker(&Waker::from(reader.clone())));
+        assert_eq!(reader.of(), 1, "nothing came meanwhile");
+    }
+
+    #[test]
+    fn a_stream_that_is_dropped_lets_go() {
+        let task = Arc::new(Count::default());
+        let mut patient = Patient::default();
+        let mut reading = Reading::default();
+        reading.begin();
+        patient.waker(&Waker::from(task.clone())).wake_by_ref();
+        assert_eq!(task.of(), 0);
+        drop(reading);
+        assert_eq!(task.of(), 1);
+    }
+
+    #[test]
+    fn another_task_is_woken_where_it_polls() {
+        let (first, second) = (Arc::new(Count::default()), Arc::new(Count::default()));
+        let mut patient = Patient::default();
+        patient.waker(&Waker::from(first.clone()));
+        patient.waker(&Waker::from(second.clone())).wake_by_ref();
+        assert_eq!((first.of(), second.of()), (0, 1));
+    }
+
+    #[test]
+    fn a_write_waits_for_who_holds_the_cork() {
+        let cork = Cork::default();
+        let held = cork.hold();
+        let (writer, passed) = (cork.clone(), Arc::new(Count::default()));
+        let told = passed.clone();
+        let thread = std::thread::spawn(move || {
+            writer.pass();
+            told.0.fetch_add(1, Ordering::SeqCst);
+        });
+        assert_eq!(passed.of(), 0);
+        drop(held);
+        thread.join().unwrap();
+        assert_eq!(passed.of(), 1);
+        // Who panics while holding it keeps nobody.
+        let (panics, after) = (cork.clone(), cork);
+        std::thread::spawn(move || {
+            let _held = panics.hold();
+            panic!("while holding it");
+        })
+        .join()
+        .unwrap_err();
+        after.pass();
+    }
+}

@@ -64,11 +64,13 @@ pub(crate) struct Window {
     pub(super) bytes: usize,
     pub(super) batches: VecDeque<Batch>,
     /// Place of a batch at or before that of the next flight to be published.
-    pub(super) turn: usize,
+    pub(super) next_batch: usize,
     /// Those before this number have waited for long, and are looked at once more before they are published.
     old: u64,
     /// Why the channel is of no more use.
     pub(super) broken: Option<lapin::Error>,
+    /// Whether the broker refused a message on the channel.
+    refused: bool,
 }
 
 /// Returns when no confirmation of several messages is half done. Its side effect is on what nobody asks for.
@@ -91,9 +93,10 @@ impl Window {
             in_client: 0,
             bytes: 0,
             batches: VecDeque::new(),
-            turn: 0,
+            next_batch: 0,
             old: 0,
             broken: None,
+            refused: false,
         }
     }
 
@@ -112,6 +115,15 @@ impl Window {
         self.published - self.answered >= LONGEST
     }
 
+    pub(crate) fn is_refused(&self) -> bool {
+        self.refused
+    }
+
+    /// Whether the client has answered everything.
+    pub(crate) fn is_drained(&self) -> bool {
+        self.in_client == 0
+    }
+
     pub(crate) fn is_broken(&self) -> bool {
         self.broken.is_some()
     }
@@ -119,6 +131,7 @@ impl Window {
     pub(crate) fn set_frame_max(&mut self, bytes: usize) {
         self.frame_max = bytes;
         self.broken = None;
+        self.refused = false;
     }
 
     /// Takes messages of a producer, in order.
@@ -234,16 +247,16 @@ impl Window {
             batch.flights = left;
         }
         self.batches.retain(|batch| batch.flights > 0);
-        self.turn = 0;
+        self.next_batch = 0;
         self.old = next;
     }
 
     fn start(&mut self, channel: &Arc<Channel>, place: usize, message: Message, verdicts: &mut Vec<Verdict>) {
         let number = self.base + place as u64;
-        while self.batches.get(self.turn).is_some_and(|b| b.first + u64::from(b.flights) <= number) {
-            self.turn += 1;
+        while self.batches.get(self.next_batch).is_some_and(|b| b.first + u64::from(b.flights) <= number) {
+            self.next_batch += 1;
         }
-        let Some(batch) = self.batches.get(self.turn) else { return };
+        let Some(batch) = self.batches.get(self.next_batch) else { return };
         let origin = &batch.origin;
         let id = if message.get_id().is_none() { Some(self.id(number).into()) } else { None };
         let out = match prepare(origin, &message, id, self.frame_max, &self.ladder) {
@@ -307,6 +320,7 @@ impl Window {
             }
         }
         self.in_client -= 1;
+        self.refused |= matches!(self.flights[place].state, State::Answered(_, false));
         if let State::Answered(message, _) | State::Lost(message) = &self.flights[place].state {
             self.bytes -= message.payload().len();
         }
@@ -390,7 +404,7 @@ impl Window {
             {
                 let whole = batch.flights as usize;
                 verdicts.extend(self.batches.pop_front().map(Verdict::All));
-                self.turn = self.turn.saturating_sub(1);
+                self.next_batch = self.next_batch.saturating_sub(1);
                 self.release(whole);
                 left -= whole;
                 continue;
@@ -405,7 +419,7 @@ impl Window {
     fn drop_decided(&mut self) {
         while self.batches.front().is_some_and(|b| b.undecided == 0) {
             self.batches.pop_front();
-            self.turn = self.turn.saturating_sub(1);
+            self.next_batch = self.next_batch.saturating_sub(1);
         }
     }
 

@@ -7,7 +7,7 @@ mod own;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
@@ -80,8 +80,50 @@ impl Nodes {
         format!("{}-{}", self.server, node + 1)
     }
 
-    async fn brokers(&self, arguments: &[&str]) -> Result<(), Failed> {
+    async fn brokers(&self, arguments: &[&str]) -> Result<String, Failed> {
         Ok(self.own.brokers(arguments).await?)
+    }
+
+    /// What every node says about the queues and who uses them.
+    async fn tell(&self) -> String {
+        const QUESTIONS: [&[&str]; 3] = [
+            &[
+                "list_queues",
+                "name",
+                "state",
+                "leader",
+                "online",
+                "messages_ready",
+                "messages_unacknowledged",
+                "consumers",
+            ],
+            &["list_connections", "name", "state", "channels"],
+            &[
+                "list_channels",
+                "connection",
+                "name",
+                "consumer_count",
+                "messages_unacknowledged",
+                "messages_unconfirmed",
+            ],
+        ];
+        let mut text = String::new();
+        for node in 0..3 {
+            for question in QUESTIONS {
+                let name = self.name(node);
+                let arguments = [&["tool", &name, "--quiet", "--timeout", "10"], question].concat();
+                let answer = self.own.brokers(&arguments).await.unwrap_or_else(|error| error);
+                text.push_str(&format!("\n{name} {}:\n{answer}", question[0]));
+            }
+        }
+        text
+    }
+
+    /// Waits until the queues have their majority without this node too: one that was just started may run before its
+    /// copies do, and then the next to go takes the majority with it.
+    async fn can_spare(&self, node: u16) -> Result<String, Failed> {
+        let words = "true = rabbit_upgrade_preparation:await_online_quorum_plus_one(60000).";
+        self.brokers(&["tool", &self.name(node), "--quiet", "eval", words]).await
     }
 
     async fn connect(&self) -> Result<Client, Failed> {
@@ -97,8 +139,10 @@ struct Book {
     confirmed: Mutex<BTreeSet<String>>,
     /// How often each was processed; written before the ack.
     processed: Mutex<HashMap<String, usize>>,
-    /// The host that each connection was made to or lost last.
+    /// The host that each client was connected to last.
     connected: Mutex<HashMap<&'static str, String>>,
+    /// Connections that were lost.
+    lost: AtomicUsize,
 }
 
 impl Book {
@@ -145,22 +189,31 @@ async fn under_load(nodes: Nodes, faults: u16) -> Result<(), Failed> {
     let sending = Arc::new(AtomicBool::new(true));
     let sent = tokio::spawn(send(sender, book.clone(), sending.clone()));
     let received = tokio::spawn(receive(receiver, book.clone(), sending.clone()));
-    book.flows("the start").await?;
+    let flows = async |after: &str| match book.flows(after).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            let health = (from.health(), to.health());
+            Err(Failed::from(format!("{}\n{health:?}{}", error.message().unwrap_or_default(), nodes.tell().await)))
+        }
+    };
+    flows("the start").await?;
     // In each round, one node is killed and two are started.
     for round in 0..faults.div_ceil(3) {
         let at = book.connected.lock()["sender"].clone();
         let node = (0..3).find(|node| nodes.host(*node) == at).ok_or(format!("events name {at}"))?;
         let other = (node + 1) % 3;
+        nodes.can_spare(node).await?;
         nodes.brokers(&["kill", &nodes.name(node)]).await?;
         let moved = || book.connected.lock().values().all(|host| *host != at);
         until("the clients move to a living node", moved).await?;
-        book.flows("a kill").await?;
+        flows("a kill").await?;
         nodes.brokers(&["start", &nodes.name(node)]).await?;
-        book.flows("the start of what was killed").await?;
+        flows("the start of what was killed").await?;
+        nodes.can_spare(other).await?;
         nodes.brokers(&["tool", &nodes.name(other), "--quiet", "shutdown"]).await?;
-        book.flows("a shutdown").await?;
+        flows("a shutdown").await?;
         nodes.brokers(&["start", &nodes.name(other)]).await?;
-        book.flows("the start of what was shut down").await?;
+        flows("the start of what was shut down").await?;
         let now = book.connected.lock().clone();
         eprintln!("round {}: {at} killed, {} restarted; now {now:?}", round + 1, nodes.host(other));
     }
@@ -180,15 +233,27 @@ async fn under_load(nodes: Nodes, faults: u16) -> Result<(), Failed> {
         }
     }
     let repeats: usize = processed.values().map(|times| times - 1).sum();
-    println!("{}: {} confirmed, all processed; {repeats} repeated", nodes.server, confirmed.len());
+    // What a receiver holds and a sender has in flight.
+    let (lost, each) = (book.lost.load(Ordering::Acquire), PREFETCH + BATCH);
+    println!(
+        "{}: {} confirmed, all processed; {lost} connections lost, {repeats} repeated (at most {})",
+        nodes.server,
+        confirmed.len(),
+        lost * each
+    );
+    if repeats > lost * each {
+        return Err(format!("{repeats} repeats for {lost} lost connections").into());
+    }
     Ok(())
 }
 
 /// Writes down where a client is, as its events tell.
 async fn follow(mut events: EventStream, who: &'static str, book: Arc<Book>) {
     while let Some(event) = events.next().await {
-        if event.kind == EventKind::Connected {
-            book.connected.lock().insert(who, event.subject.to_string());
+        match event.kind {
+            EventKind::Connected => drop(book.connected.lock().insert(who, event.subject.to_string())),
+            EventKind::Disconnected => drop(book.lost.fetch_add(1, Ordering::AcqRel)),
+            _ => {}
         }
     }
 }

@@ -28,7 +28,7 @@ struct RabbitMq {
 impl RabbitMq {
     async fn brokers(&self, arguments: &[&str]) -> Result<Fault> {
         match self.own.brokers(arguments).await {
-            Ok(()) => Ok(Fault::Done),
+            Ok(_) => Ok(Fault::Done),
             Err(why) => Err(Error::new(ErrorKind::Internal, why)),
         }
     }

@@ -23,8 +23,8 @@ impl Own {
         self.port + distance
     }
 
-    /// Runs `scripts/brokers` with these arguments.
-    pub(crate) async fn brokers(&self, arguments: &[&str]) -> Result<(), String> {
+    /// Runs `scripts/brokers` with these arguments; answers what it prints.
+    pub(crate) async fn brokers(&self, arguments: &[&str]) -> Result<String, String> {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/brokers");
         let output = Command::new(script)
             .args(arguments)
@@ -36,7 +36,7 @@ impl Own {
             .await
             .map_err(|error| format!("scripts/brokers: {error}"))?;
         match output.status.success() {
-            true => Ok(()),
+            true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             false => Err(format!("scripts/brokers {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))),
         }
     }
