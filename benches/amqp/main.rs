@@ -16,21 +16,24 @@
 //! | `RATE` | messages a second of the latency case (half of what raw lapin reached in this run) |
 #![allow(clippy::cast_possible_truncation, reason = "figures of a benchmark are small")]
 
+#[path = "../common/compare.rs"]
+mod compare;
+mod latency;
 mod ours;
+#[path = "../common/process.rs"]
 mod process;
 mod raw;
 mod soak;
 
 use std::process::ExitCode;
 
-use process::{Outcome, Run};
+use compare::{compare, setting, title};
+use process::Run;
 
+/// The client on the other side.
+const NATIVE: &str = "lapin";
 /// What is measured; the sending ones differ in how our side is called.
 const CASES: [&str; 5] = ["batch", "submit", "tasks", "receive", "latency"];
-
-fn setting<T: std::str::FromStr>(name: &str, default: T) -> T {
-    std::env::var(name).ok().and_then(|value| value.parse().ok()).unwrap_or(default)
-}
 
 fn main() -> ExitCode {
     if let Some(run) = Run::from_environment() {
@@ -57,10 +60,7 @@ fn main() -> ExitCode {
     }
     let sizes = setting("SIZES", "64,1024".to_owned());
     println!("{messages} messages a run, {pairs} pairs, {kind} queue; µs are CPU of the client's process per message");
-    println!(
-        "{:<14} {:>7} {:>7}  {:<24} {:>8} {:>8}  rate ratio",
-        "case", "ours", "lapin", "ratio", "ours/s", "lapin/s"
-    );
+    title(NATIVE);
     for size in sizes.split(',').filter_map(|size| size.parse().ok()) {
         let mut rate = setting("RATE", 0.0);
         for case in CASES.into_iter().filter(|case| case.contains(&wanted)) {
@@ -80,7 +80,7 @@ fn main() -> ExitCode {
                 // It is the fastest, and our side opens its receiver within the time.
                 run.messages = messages * 4;
             }
-            compare(&run, pairs);
+            compare(&run, pairs, NATIVE);
         }
     }
     ExitCode::SUCCESS
@@ -88,54 +88,4 @@ fn main() -> ExitCode {
 
 fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime")
-}
-
-fn compare(run: &Run, pairs: usize) {
-    let mut both: Vec<(Outcome, Outcome)> = Vec::new();
-    for pair in 0..pairs {
-        // Whoever goes first finds the server as the other left it.
-        both.push(if pair % 2 == 0 {
-            let ours = process::start(run, false);
-            (ours, process::start(run, true))
-        } else {
-            let raw = process::start(run, true);
-            (process::start(run, false), raw)
-        });
-    }
-    let of = |value: &dyn Fn(&(Outcome, Outcome)) -> f64| spread(both.iter().map(value).collect());
-    let name = format!("{} {}", run.case, run.size);
-    let (cpu, rate) = (of(&|(ours, raw)| ours.cpu / raw.cpu), of(&|(ours, raw)| ours.rate / raw.rate));
-    println!(
-        "{name:<14} {:>7.2} {:>7.2}  {:.3} ({:.3} to {:.3})   {:>8.0} {:>8.0}  {:.2} ({:.2} to {:.2})",
-        of(&|(ours, _)| ours.cpu).1,
-        of(&|(_, raw)| raw.cpu).1,
-        cpu.1,
-        cpu.0,
-        cpu.2,
-        of(&|(ours, _)| ours.rate).1,
-        of(&|(_, raw)| raw.rate).1,
-        rate.1,
-        rate.0,
-        rate.2,
-    );
-    if run.case == "latency" {
-        for (name, index) in [("p50", 0), ("p99", 1)] {
-            let ratio = of(&|(ours, raw)| ours.latency[index] / raw.latency[index]);
-            println!(
-                "  {name} at {:.0}/s: {:.0} µs, lapin {:.0} µs, ratio {:.3} ({:.3} to {:.3})",
-                run.rate,
-                of(&|(ours, _)| ours.latency[index]).1,
-                of(&|(_, raw)| raw.latency[index]).1,
-                ratio.1,
-                ratio.0,
-                ratio.2
-            );
-        }
-    }
-}
-
-/// The quarter, the median and the three quarters.
-fn spread(mut list: Vec<f64>) -> (f64, f64, f64) {
-    list.sort_by(f64::total_cmp);
-    (list[list.len() / 4], list[list.len() / 2], list[list.len() * 3 / 4])
 }

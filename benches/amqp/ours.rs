@@ -1,13 +1,13 @@
 //! The same work through the public handles.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
 
 use anyqueue::{Declare, Message, Sender};
 use bytes::Bytes;
 use futures::stream::{FuturesUnordered, StreamExt};
 
-use crate::process::{Meter, Outcome, Run, due, percentiles};
+use crate::latency::open_loop;
+use crate::process::{Meter, Outcome, Run};
 use crate::raw::{PREFETCH, TASKS, declare, fill};
 
 /// Messages of a batch.
@@ -109,27 +109,11 @@ async fn receive(run: &Run) -> Outcome {
     meter.end(run.messages)
 }
 
+#[expect(clippy::async_yields_async, reason = "the verdict is awaited later")]
 async fn latency(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
-    let mut micros = Vec::with_capacity(run.messages);
-    let mut window = FuturesUnordered::new();
-    let mut tick = tokio::time::interval(Duration::from_millis(1));
-    let meter = Meter::start();
-    let (start, mut sent) = (Instant::now(), 0);
-    while micros.len() < run.messages {
-        tokio::select! {
-            Some(took) = window.next(), if !window.is_empty() => micros.push(took),
-            _ = tick.tick(), if sent < run.messages => {
-                let began = Instant::now();
-                for _ in 0..due(start, sent, run.rate).min(run.messages - sent) {
-                    sent += 1;
-                    let verdict = sender.submit(Message::new(payload.clone())).await.unwrap();
-                    window.push(async move {
-                        verdict.await.unwrap();
-                        began.elapsed().as_secs_f64() * 1e6
-                    });
-                }
-            }
-        }
-    }
-    Outcome { latency: percentiles(micros), ..meter.end(run.messages) }
+    open_loop(run, |_| async {
+        let verdict = sender.submit(Message::new(payload.clone())).await.unwrap();
+        async move { drop(verdict.await.unwrap()) }
+    })
+    .await
 }

@@ -1,9 +1,8 @@
 //! lapin, fed as well as it can be by hand.
 
-use std::time::{Duration, Instant};
-
+use futures::StreamExt;
+use futures::future::ready;
 use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
     QueueDeclareOptions, QueuePurgeOptions,
@@ -11,7 +10,8 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties};
 
-use crate::process::{Meter, Outcome, Run, due, percentiles};
+use crate::latency::open_loop;
+use crate::process::{Meter, Outcome, Run};
 
 /// Whole publish-and-confirm futures in flight.
 const WINDOW: usize = 1024;
@@ -115,30 +115,6 @@ async fn latency(run: &Run) -> Outcome {
     declare(run).await;
     let (_connection, channel) = channel(run).await;
     let (payload, queue) = (vec![7; run.size], run.queue());
-    let mut micros = Vec::with_capacity(run.messages);
-    let mut window = FuturesUnordered::new();
-    let mut tick = tokio::time::interval(Duration::from_millis(1));
-    let meter = Meter::start();
-    let (start, mut sent) = (Instant::now(), 0);
-    while micros.len() < run.messages {
-        tokio::select! {
-            Some(took) = window.next(), if !window.is_empty() => micros.push(took),
-            _ = tick.tick(), if sent < run.messages => {
-                let began = Instant::now();
-                for _ in 0..due(start, sent, run.rate).min(run.messages - sent) {
-                    let (n, channel, queue, payload) = (sent, &channel, &queue, &payload);
-                    sent += 1;
-                    window.push(async move {
-                        publish(channel, queue, n, payload).await;
-                        began.elapsed().as_secs_f64() * 1e6
-                    });
-                }
-                // Lazy: a first look hands them over.
-                while let Some(Some(took)) = window.next().now_or_never() {
-                    micros.push(took);
-                }
-            }
-        }
-    }
-    Outcome { latency: percentiles(micros), ..meter.end(run.messages) }
+    let (channel, queue, payload) = (&channel, &queue, &payload);
+    open_loop(run, |n| ready(publish(channel, queue, n, payload))).await
 }

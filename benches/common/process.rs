@@ -110,14 +110,3 @@ impl Meter {
         Outcome { cpu: used / count, rate: count / self.start.elapsed().as_secs_f64(), latency: [0.0; 2] }
     }
 }
-
-/// p50 and p99.
-pub(crate) fn percentiles(mut micros: Vec<f64>) -> [f64; 2] {
-    micros.sort_by(f64::total_cmp);
-    [0.5, 0.99].map(|part| micros[((micros.len() - 1) as f64 * part) as usize])
-}
-
-/// The times at which the messages of an open loop are due: in steps of a millisecond, as timers tick.
-pub(crate) fn due(start: Instant, sent: usize, rate: f64) -> usize {
-    ((start.elapsed().as_secs_f64() * rate) as usize).saturating_sub(sent)
-}
