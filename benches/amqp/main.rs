@@ -23,6 +23,8 @@ mod ours;
 #[path = "../common/process.rs"]
 mod process;
 mod raw;
+#[path = "../common/send.rs"]
+mod send;
 mod soak;
 
 use std::process::ExitCode;

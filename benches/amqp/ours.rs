@@ -1,14 +1,12 @@
 //! The same work through the public handles.
 
-use std::collections::VecDeque;
-
 use anyqueue::{Declare, Message, Sender};
 use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt};
 
 use crate::latency::open_loop;
 use crate::process::{Meter, Outcome, Run};
 use crate::raw::{PREFETCH, TASKS, declare, fill};
+use crate::send::{batches, submit};
 
 /// Messages of a batch.
 const BATCH: usize = 256;
@@ -26,45 +24,12 @@ pub(crate) async fn run(run: &Run) -> Outcome {
     let sender = client.sender(run.queue()).declare(Declare::Assume).await.unwrap();
     let payload = Bytes::from(vec![7; run.size]);
     match run.case.as_str() {
-        "batch" => batches(run, &sender, &payload).await,
-        "submit" => submit(run, &sender, &payload).await,
+        "batch" => batches(run, &sender, &payload, BATCH, BATCHES).await,
+        "submit" => submit(run, &sender, &payload, WINDOW).await,
         "tasks" => tasks(run, &sender, &payload).await,
         "latency" => latency(run, &sender, &payload).await,
         other => panic!("unknown case {other}"),
     }
-}
-
-async fn batches(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
-    let meter = Meter::start();
-    let mut flying = FuturesUnordered::new();
-    let mut left = run.messages;
-    while left > 0 {
-        let count = left.min(BATCH);
-        left -= count;
-        if flying.len() == BATCHES {
-            let done: Option<()> = flying.next().await;
-            done.unwrap();
-        }
-        let batch: Vec<_> = (0..count).map(|_| Message::new(payload.clone())).collect();
-        flying.push(async move { drop(sender.send_batch(batch).await.unwrap()) });
-    }
-    while flying.next().await.is_some() {}
-    meter.end(run.messages)
-}
-
-async fn submit(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
-    let meter = Meter::start();
-    let mut flying = VecDeque::with_capacity(WINDOW);
-    for _ in 0..run.messages {
-        if flying.len() == WINDOW {
-            flying.pop_front().map(async |verdict: anyqueue::Verdict| verdict.await.unwrap()).unwrap().await;
-        }
-        flying.push_back(sender.submit(Message::new(payload.clone())).await.unwrap());
-    }
-    for verdict in flying {
-        verdict.await.unwrap();
-    }
-    meter.end(run.messages)
 }
 
 async fn tasks(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {

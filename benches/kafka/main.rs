@@ -19,6 +19,8 @@ mod ours;
 #[path = "../common/process.rs"]
 mod process;
 mod raw;
+#[path = "../common/send.rs"]
+mod send;
 
 use std::process::ExitCode;
 

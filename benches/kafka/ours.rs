@@ -1,16 +1,15 @@
 //! The same work through the public handles.
 
-use std::collections::VecDeque;
-
-use anyqueue::{Message, Sender};
 use bytes::Bytes;
-use futures::stream::{FuturesUnordered, StreamExt};
 
 use crate::process::{Meter, Outcome, Run};
 use crate::raw::IN_FLIGHT;
+use crate::send::{batches, submit};
 
 /// Messages of a batch.
 const BATCH: usize = 1024;
+/// Messages that are fetched and not answered.
+const PREFETCH: usize = 8192;
 
 pub(crate) async fn run(run: &Run) -> Outcome {
     let client = anyqueue::connect(&run.url).await.unwrap();
@@ -21,50 +20,17 @@ pub(crate) async fn run(run: &Run) -> Outcome {
     let payload = Bytes::from(vec![7; run.size]);
     match run.case.as_str() {
         "declare" => Outcome::default(),
-        "batch" | "fill" => batches(run, &sender, &payload).await,
-        "submit" => submit(run, &sender, &payload).await,
+        "batch" | "fill" => batches(run, &sender, &payload, BATCH, IN_FLIGHT / BATCH).await,
+        "submit" => submit(run, &sender, &payload, IN_FLIGHT).await,
         other => panic!("unknown case {other}"),
     }
-}
-
-async fn batches(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
-    let meter = Meter::start();
-    let mut flying = FuturesUnordered::new();
-    let mut left = run.messages;
-    while left > 0 {
-        let count = left.min(BATCH);
-        left -= count;
-        if flying.len() == IN_FLIGHT / BATCH {
-            let done: Option<()> = flying.next().await;
-            done.unwrap();
-        }
-        let batch: Vec<_> = (0..count).map(|_| Message::new(payload.clone())).collect();
-        flying.push(async move { drop(sender.send_batch(batch).await.unwrap()) });
-    }
-    while flying.next().await.is_some() {}
-    meter.end(run.messages)
-}
-
-async fn submit(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
-    let meter = Meter::start();
-    let mut flying = VecDeque::with_capacity(IN_FLIGHT);
-    for _ in 0..run.messages {
-        if flying.len() == IN_FLIGHT {
-            flying.pop_front().map(async |verdict: anyqueue::Verdict| verdict.await.unwrap()).unwrap().await;
-        }
-        flying.push_back(sender.submit(Message::new(payload.clone())).await.unwrap());
-    }
-    for verdict in flying {
-        verdict.await.unwrap();
-    }
-    meter.end(run.messages)
 }
 
 async fn receive(run: &Run, client: &anyqueue::Client) -> Outcome {
     let mut receiver = client
         .receiver(format!("topic:{}", run.queue()))
         .group(format!("bench-{}", std::process::id()))
-        .prefetch(IN_FLIGHT)
+        .prefetch(PREFETCH)
         .discard_dead_letters()
         .await
         .unwrap();
