@@ -7,7 +7,7 @@ use futures::stream::{FuturesUnordered, StreamExt};
 
 use crate::process::{Meter, Outcome, Run};
 
-/// Sends at the rate of the run, and measures from the time at which a message was due to the end of its future.
+/// Sends at the rate of the run, and measures from the tick at which a message is sent to the end of its future.
 pub(crate) async fn open_loop<S>(run: &Run, mut send: impl FnMut(usize) -> S) -> Outcome
 where
     S: Future<Output: Future>,

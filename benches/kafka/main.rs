@@ -2,7 +2,8 @@
 //!
 //! Each run is a process of its own (this program again), and the two sides alternate, so that noise hits both; the
 //! ratio is the median over the pairs. Both sides do the same work: idempotent sends with `acks=all` and a verdict per
-//! message; an owned payload of each received one, and what was acknowledged committed while it goes on.
+//! message; an owned payload of each received one, and what was acknowledged committed while it goes on. Both have the
+//! client's own settings otherwise, which the library changes here and there: `linger.ms`, `queued.min.messages`.
 //!
 //! | variable | |
 //! | --- | --- |

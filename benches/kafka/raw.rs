@@ -54,17 +54,21 @@ fn send(run: &Run) -> Outcome {
     let context = Counting { accepted: accepted.clone() };
     let producer: ThreadedProducer<Counting> = ThreadedProducer::from_config_and_context(&config, context).unwrap();
     let (payload, topic) = (vec![7; run.size], run.queue());
-    let meter = Meter::start();
-    for sent in 0..run.messages {
-        // Without a channel, a wait of its own is the cheapest there is.
-        while sent - accepted.load(Ordering::Acquire) >= IN_FLIGHT {
+    let send = || producer.send(BaseRecord::<(), _>::to(&topic).payload(&payload)).map_err(|(error, _)| error).unwrap();
+    // Without a channel, a wait of its own is the cheapest there is.
+    let until = |count| {
+        while accepted.load(Ordering::Acquire) < count {
             std::thread::sleep(Duration::from_millis(1));
         }
-        producer.send(BaseRecord::<(), _>::to(&topic).payload(&payload)).map_err(|(error, _)| error).unwrap();
+    };
+    send();
+    until(1);
+    let meter = Meter::start();
+    for sent in 1..=run.messages {
+        until((sent + 1).saturating_sub(IN_FLIGHT));
+        send();
     }
-    while accepted.load(Ordering::Acquire) < run.messages {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    until(run.messages + 1);
     meter.end(run.messages)
 }
 
@@ -100,5 +104,5 @@ fn receive(run: &Run) -> Outcome {
     }
     consumer.commit_consumer_state(CommitMode::Sync).unwrap();
     assert_eq!(bytes, run.size * run.messages);
-    meter.end(run.messages)
+    meter.end(run.messages - 1)
 }

@@ -38,6 +38,8 @@ const HAND_BACK: Duration = Duration::from_millis(500);
 const MANY: usize = 32;
 /// Messages that the client is given at most before its thread may write them, and bytes of their payloads.
 const AT_ONCE: (usize, usize) = (128, 1 << 20);
+/// How long another channel may take to open, in place of one that refuses messages.
+const RENEW: Duration = Duration::from_secs(1);
 /// Wait before a channel is opened again.
 const REOPEN: Duration = Duration::from_millis(100);
 
@@ -58,7 +60,7 @@ impl Publisher {
         let mut open = async || {
             let lane = Arc::new(Lane::new(timeout, ladder.clone()));
             let mut sessions = link.sessions();
-            lane.connect(&mut sessions).await?;
+            lane.connect(&mut sessions, timeout).await?;
             drivers.push(Task(tokio::spawn(lane.clone().drive(sessions, link.blocked()))));
             Ok::<_, Error>(lane)
         };
@@ -215,8 +217,8 @@ impl Lane {
     }
 
     /// Opens a channel with confirmations.
-    async fn connect(&self, sessions: &mut Sessions) -> Result<()> {
-        let deadline = Instant::now() + self.timeout;
+    async fn connect(&self, sessions: &mut Sessions, within_time: Duration) -> Result<()> {
+        let deadline = Instant::now() + within_time;
         let channel = open_channel(sessions, deadline).await?;
         within(deadline, "open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
         let (frame_max, cork) = match &*sessions.borrow() {
@@ -225,9 +227,11 @@ impl Lane {
         };
         let mut state = self.state.lock();
         state.cork = cork;
-        state.window.set_frame_max(usize::try_from(frame_max).unwrap_or(usize::MAX));
-        state.channel = Some(Arc::new(channel));
+        state.window.begin(usize::try_from(frame_max).unwrap_or(usize::MAX));
+        let before = state.channel.replace(Arc::new(channel));
         drop(state);
+        // Closes it.
+        drop(before);
         self.accept();
         Ok(())
     }
@@ -242,7 +246,17 @@ impl Lane {
             while sessions.borrow().is_some() {
                 self.set_blocked(blocked.borrow_and_update().as_deref());
                 tokio::select! {
-                    () = self.work(&mut watch) => break,
+                    end = self.work(&mut watch) => match end {
+                        End::Broken => break,
+                        // The broker would not open one now.
+                        End::Refused if blocked.borrow().is_some() => {}
+                        End::Refused => {
+                            // Nothing is in flight; what waits stays where it is.
+                            if let Err(error) = self.connect(&mut sessions, RENEW).await {
+                                tracing::debug!(%error, "the channel that refused messages stays");
+                            }
+                        }
+                    },
                     // Gone with the connection; an error here is the end of the broker.
                     _ = sessions.changed() => break,
                     Ok(()) = blocked.changed() => {}
@@ -251,7 +265,7 @@ impl Lane {
             // Without its message, none could be sent again.
             let _ = timeout(HAND_BACK, poll_fn(|cx| self.state.lock().window.poll_written(cx))).await;
             self.give_up(false);
-            while let Err(error) = self.connect(&mut sessions).await {
+            while let Err(error) = self.connect(&mut sessions, self.timeout).await {
                 tracing::debug!(%error, "opening the channel that publishes failed");
                 sleep(REOPEN).await;
             }
@@ -285,13 +299,13 @@ impl Lane {
     }
 
     /// Gives messages to the client and takes its answers, until the channel is of no more use.
-    async fn work(&self, watch: &mut Watch) {
+    async fn work(&self, watch: &mut Watch) -> End {
         let mut verdicts = Vec::new();
         loop {
-            let over = poll_fn(|cx| Poll::Ready(self.advance(cx, watch, &mut verdicts))).await;
+            let end = poll_fn(|cx| Poll::Ready(self.advance(cx, watch, &mut verdicts))).await;
             verdicts.drain(..).for_each(Verdict::give);
-            if over {
-                return;
+            if let Some(end) = end {
+                return end;
             }
             let mut woken = false;
             poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
@@ -300,13 +314,15 @@ impl Lane {
         }
     }
 
-    /// True when the channel is of no more use.
-    fn advance(&self, cx: &mut Context<'_>, watch: &mut Watch, verdicts: &mut Vec<Verdict>) -> bool {
+    /// Why the channel is of no more use, if it is.
+    fn advance(&self, cx: &mut Context<'_>, watch: &mut Watch, verdicts: &mut Vec<Verdict>) -> Option<End> {
         self.work.register(cx.waker());
         let mut state = self.state.lock();
-        let State { channel: Some(channel), cork, window } = &mut *state else { return true };
+        let State { channel: Some(channel), cork, window } = &mut *state else {
+            return Some(End::Broken);
+        };
         if !channel.status().connected() {
-            return true;
+            return Some(End::Broken);
         }
         loop {
             let patient = watch.patient.waker(cx.waker());
@@ -326,28 +342,25 @@ impl Lane {
                     }
                 }
                 Renew::Drained => {}
-                Renew::Now => {
-                    tracing::debug!("the channel that publishes refused messages and is opened again");
-                    return true;
-                }
+                Renew::Now => return Some(End::Refused),
             }
             // Nobody waits for the first yet.
             let unwatched = idle && !window.is_idle();
             if window.is_broken() {
-                return true;
+                return Some(End::Broken);
             }
             if unwatched {
                 continue;
             }
             let (waiting, first, in_client) = window.waiting();
             if waiting < 2 || !in_client {
-                return false;
+                return None;
             }
             if watch.mark.is_none() {
                 watch.set(first);
             }
             if watch.stuck.as_mut().poll(cx).is_pending() {
-                return false;
+                return None;
             }
             let stuck = watch.mark == Some(first);
             // The clock goes on for as long as anything is behind another: no later answer of those wakes.
@@ -356,14 +369,14 @@ impl Lane {
                 let patient = watch.patient.waker(cx.waker());
                 window.sweep(channel, &mut Context::from_waker(patient), verdicts);
                 if window.is_broken() {
-                    return true;
+                    return Some(End::Broken);
                 }
             }
             if window.is_full() {
                 tracing::warn!(
                     "a message got no answer for long, others did: the channel that publishes is opened again"
                 );
-                return true;
+                return Some(End::Broken);
             }
             if watch.expired.elapsed() >= EXPIRE {
                 window.drop_over(verdicts);
@@ -385,6 +398,13 @@ impl Lane {
         verdicts.into_iter().for_each(Verdict::give);
         channel
     }
+}
+
+/// Why a channel is of no more use.
+enum End {
+    Broken,
+    /// It refused messages, and another may not.
+    Refused,
 }
 
 /// What the task behind a lane remembers from one poll to the next.

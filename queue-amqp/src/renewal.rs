@@ -10,8 +10,11 @@ use tokio::time::Instant;
 
 /// How often a channel is opened again for that, at most.
 const EVERY: Duration = Duration::from_secs(1);
-/// How long what is in flight may take to be answered first.
-const DRAIN: Duration = Duration::from_secs(1);
+/// How long what is in flight may take to be answered first: some round trips.
+const DRAIN: Duration = Duration::from_millis(200);
+/// When that is tried again after it took longer. Who has no answer for so long may never have one, and the others wait
+/// meanwhile.
+const STUCK: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct Renewal {
@@ -49,8 +52,7 @@ impl Renewal {
             return Renew::Drained;
         }
         self.drain = None;
-        self.next = now + EVERY;
-        // What has no answer for so long may never have one: the others go on.
+        self.next = now + if drained { EVERY } else { STUCK };
         if drained { Renew::Now } else { Renew::No }
     }
 }
@@ -74,12 +76,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_message_without_an_answer_holds_up_the_others_for_a_second_at_most() {
+    async fn a_message_without_an_answer_holds_up_the_others_for_a_moment_and_rarely() {
         let mut renewal = Renewal::new();
         assert_eq!(renewal.of(true, false), Renew::Drained);
         advance(DRAIN).await;
         assert_eq!(renewal.of(true, false), Renew::No);
         advance(EVERY).await;
+        assert_eq!(renewal.of(true, false), Renew::No);
+        advance(STUCK).await;
         assert_eq!(renewal.of(true, false), Renew::Drained);
         // The connection is another one meanwhile.
         assert_eq!(renewal.of(false, true), Renew::No);

@@ -128,8 +128,11 @@ impl Window {
         self.broken.is_some()
     }
 
-    pub(crate) fn set_frame_max(&mut self, bytes: usize) {
-        self.frame_max = bytes;
+    /// From now on messages go to another channel, whose frames have so many bytes at most. The client has none that is
+    /// not answered.
+    pub(crate) fn begin(&mut self, frame_max: usize) {
+        self.slots.clear();
+        self.frame_max = frame_max;
         self.broken = None;
         self.refused = false;
     }

@@ -35,6 +35,7 @@ fn main() {
             sending::a_broker_that_does_not_confirm_is_not_sent_what_nobody_waits_for,
             sending::a_missing_exchange_disturbs_no_message_to_a_queue,
             sending::a_message_that_the_queue_refuses_is_rejected_and_not_tried_again,
+            sending::a_full_queue_disturbs_no_other,
             receiving::unanswered_messages_come_back_counted,
             receiving::answers_out_of_order_leave_exactly_the_others,
             sending::every_header_comes_back_as_it_was,

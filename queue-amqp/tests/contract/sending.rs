@@ -1,5 +1,6 @@
 //! What is sent: verdicts, fields, limits.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::FutureExt;
@@ -8,10 +9,10 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel};
 use queue_amqp::DRIVER;
 use queue_core::{
-    Address, Client, Completion, Declare, Entry, ErrorKind, HeaderValue, Headers, Message, Outcome, ProducerOptions,
-    Source, Text, Topology,
+    Address, Broker, Client, Completion, Declare, Entry, ErrorKind, HeaderValue, Headers, Message, Outcome,
+    ProducerOptions, Source, Text, Topology,
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::common::{
     PATIENCE, connect, consumer, producer, queue, receive, receive_count, send, send_all, soon, text, unique, until,
@@ -106,16 +107,74 @@ pub(crate) async fn senders_that_share_a_channel_get_their_own_verdicts(url: Str
     }
 }
 
-pub(crate) async fn a_message_that_the_queue_refuses_is_rejected_and_not_tried_again(url: String) {
-    let broker = connect(&url).await.unwrap();
-    let name = unique("full");
-    let channel = native(&broker).open_channel().await.unwrap();
+/// Makes a queue that has room for three messages.
+async fn full(broker: &Arc<dyn Broker>, name: &str) {
+    let channel = native(broker).open_channel().await.unwrap();
     let mut arguments = FieldTable::default();
     arguments.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
     arguments.insert("x-max-length".into(), AMQPValue::LongLongInt(3));
     arguments.insert("x-overflow".into(), AMQPValue::LongString("reject-publish".into()));
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(name.as_str().into(), options, arguments).await.unwrap();
+    channel.queue_declare(name.into(), options, arguments).await.unwrap();
+}
+
+/// A channel that refused messages is opened again, once a second: nobody else notices.
+pub(crate) async fn a_full_queue_disturbs_no_other(url: String) {
+    const BATCHES: usize = 500;
+    const BATCH: usize = 100;
+    let broker = connect(&url).await.unwrap();
+    let (name, other) = (unique("full"), unique("other"));
+    full(&broker, &name).await;
+    let client = Client::connect_with(&url, &[DRIVER]).await.unwrap();
+    let refused = client.sender(&name).declare(Declare::Assume).await.unwrap();
+    let sender = client.sender(&other).native("x-queue-type", "classic").await.unwrap();
+    let start = Instant::now();
+    let sending = tokio::spawn(async move {
+        let mut verdicts = Vec::new();
+        // Longer than it takes to open the channel again, several times; more than the client is given wait.
+        while start.elapsed() < Duration::from_secs(4) || verdicts.len() < BATCHES * BATCH {
+            for _ in 0..BATCH {
+                let number = verdicts.len();
+                verdicts.push(sender.submit(number.to_string()).await.unwrap());
+            }
+        }
+        let count = verdicts.len();
+        for verdict in verdicts {
+            assert!(!verdict.await.unwrap().retried);
+        }
+        count
+    });
+    let mut rejected = 0;
+    while !sending.is_finished() {
+        if let Err(error) = refused.send("too many").await {
+            assert_eq!((error.kind(), error.outcome()), (ErrorKind::Rejected, Outcome::Rejected), "{error:?}");
+            rejected += 1;
+        }
+    }
+    let count = sending.await.unwrap();
+    // Each of them waits behind what the other sender has handed over.
+    assert!(rejected > 5, "{rejected}");
+    let mut receiver = client.receiver(&other).declare(Declare::Assume).discard_dead_letters().await.unwrap();
+    let mut next = 0;
+    while next < count {
+        let batch = timeout(PATIENCE, receiver.receive_batch(1000)).await.unwrap().unwrap();
+        for message in batch.iter() {
+            assert_eq!(message.text(), Some(next.to_string().as_str()), "in the order of the calls");
+            next += 1;
+        }
+        batch.ack();
+    }
+    receiver.close(PATIENCE).await;
+    client.close(PATIENCE).await;
+    for name in [name, other] {
+        broker.delete(&Address::queue(&name).unwrap()).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_message_that_the_queue_refuses_is_rejected_and_not_tried_again(url: String) {
+    let broker = connect(&url).await.unwrap();
+    let name = unique("full");
+    full(&broker, &name).await;
     let address = Address::queue(&name).unwrap();
     let sender = producer(&broker, &address).await;
     let verdicts = send(&sender, numbered(100)).await;
