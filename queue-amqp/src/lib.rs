@@ -19,6 +19,7 @@ mod producer;
 mod publisher;
 mod renewal;
 mod requests;
+mod returns;
 mod server;
 mod slots;
 mod stream;
