@@ -66,6 +66,13 @@ impl Ticks {
         u32::BITS - 1 - self.0.leading_zeros()
     }
 
+    /// The levels to make, a digit each: all up to the highest, and one above them that no message needs yet. RabbitMQ
+    /// writes down a new quorum queue when the next is made, or up to a second later; killed before that, it loses the
+    /// queue that was made last and what it confirmed there.
+    fn levels(self) -> u32 {
+        (2 << (self.highest() + 1).min(LEVELS - 1)) - 1
+    }
+
     /// The exchange where a message with this delay starts.
     pub(crate) fn exchange(self) -> String {
         level(self.highest())
@@ -207,7 +214,7 @@ impl Ladder {
         {
             return Err(error);
         }
-        *state.wanted.entry(queue.to_owned()).or_default() |= ticks.0;
+        *state.wanted.entry(queue.to_owned()).or_default() |= ticks.levels();
         drop(state);
         self.work.notify_one();
         match until {
@@ -394,6 +401,14 @@ mod tests {
         assert_eq!(made(MAX_DELAY), MAX_DELAY);
         assert_eq!(Ticks::of(MAX_DELAY + Duration::from_nanos(1)), None);
         assert_eq!(Ticks::of(Duration::ZERO), None);
+    }
+
+    #[test]
+    fn every_level_that_a_delay_needs_is_followed_by_one_that_it_does_not() {
+        assert_eq!(Ticks(0b1).levels(), 0b11);
+        assert_eq!(Ticks(0b100).levels(), 0b1111);
+        // Above the highest there is none.
+        assert_eq!(Ticks::of(MAX_DELAY).unwrap().levels(), (1 << LEVELS) - 1);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use queue_amqp::DRIVER;
 use queue_core::conformance::{Fault, Harness, run_faults};
 use queue_core::{Driver, Error, ErrorKind, Result};
 
-/// How late RabbitMQ before 3.13.3 writes down that a quorum queue exists, with room: killed earlier it loses the queue.
+/// How late RabbitMQ writes down that a quorum queue exists, with room: killed earlier it loses the one made last.
 const WRITTEN: Duration = Duration::from_secs(2);
 
 struct RabbitMq {

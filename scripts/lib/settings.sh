@@ -117,9 +117,11 @@ pick_mode() {
   esac
 }
 
+# Written beside and moved: another call may read it meanwhile.
 remember_mode() {
   mkdir -p "$run_dir"
-  echo "$1" >"$run_dir/mode"
+  echo "$1" >"$run_dir/mode.$$"
+  mv "$run_dir/mode.$$" "$run_dir/mode"
 }
 
 # Removes the run folder with the last broker, and nothing that this script did not make.
