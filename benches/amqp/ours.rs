@@ -10,10 +10,10 @@ use crate::send::{batches, submit};
 
 /// Messages of a batch.
 const BATCH: usize = 256;
-/// Batches that are handed over. The library gives the client 1,024 messages of them at most, as the other side does.
+/// Batches that are handed over. The library gives the client 512 messages of them at most, the other side 1,024.
 const BATCHES: usize = 8;
-/// Verdicts of single messages that are awaited later.
-const WINDOW: usize = 1024;
+/// Single messages that are handed over, as many as of the batches.
+const WINDOW: usize = BATCH * BATCHES;
 
 pub(crate) async fn run(run: &Run) -> Outcome {
     declare(run).await;

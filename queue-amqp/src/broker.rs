@@ -196,9 +196,9 @@ impl Broker for AmqpBroker {
         let facts = if to.is_topic() { Facts::default() } else { self.shared.known.of(to.name()) };
         let upper = &self.shared.capabilities;
         let capabilities = Arc::new(capability::of_producer(upper, &self.shared.server, to, &facts, &asked));
-        let Shared { publish, timeout, publisher, ladder, .. } = &*self.shared;
+        let Shared { publish, publisher, ladder, .. } = &*self.shared;
         let publisher =
-            publisher.get_or_try_init(async || Publisher::open(publish, *timeout, ladder).await.map(Arc::new)).await?;
+            publisher.get_or_try_init(async || Publisher::open(publish, ladder).await.map(Arc::new)).await?;
         let producer = AmqpProducer::new(publisher.clone(), to.clone(), options, capabilities);
         register(&self.shared.producers, &producer);
         Ok(producer)

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 
 use crate::auth::Credentials;
-use crate::config::Target;
+use crate::config::{AmqpConfig, Target};
 use crate::dial::{Dialed, Line, dial, share};
 use crate::error::{map, not_connected, within};
 use crate::server::ServerInfo;
@@ -135,6 +135,11 @@ impl Link {
         shared.up(&session);
         let supervisor = Task(tokio::spawn(shared.clone().supervise(session, Box::pin(listener))));
         Ok(Self { shared, supervisor: Mutex::new(Some(supervisor)) })
+    }
+
+    /// The options of the connection.
+    pub(crate) fn config(&self) -> &AmqpConfig {
+        &self.shared.target.config
     }
 
     /// Present and later sessions; `None` while disconnected.

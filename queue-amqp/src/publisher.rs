@@ -19,6 +19,7 @@ use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
+use crate::config::AmqpConfig;
 use crate::delay::Ladder;
 use crate::error::{not_connected, within};
 use crate::flight::{Done, Origin, Verdict};
@@ -55,10 +56,11 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    pub(crate) async fn open(link: &Link, timeout: Duration, ladder: &Arc<Ladder>) -> Result<Self> {
+    pub(crate) async fn open(link: &Link, ladder: &Arc<Ladder>) -> Result<Self> {
+        let AmqpConfig { operation_timeout: timeout, max_unconfirmed, .. } = *link.config();
         let mut drivers = Vec::new();
         let mut open = async || {
-            let lane = Arc::new(Lane::new(timeout, ladder.clone()));
+            let lane = Arc::new(Lane::new(timeout, Window::new(max_unconfirmed, ladder.clone())));
             let mut sessions = link.sessions();
             lane.connect(&mut sessions, timeout).await?;
             drivers.push(Task(tokio::spawn(lane.clone().drive(sessions, link.blocked()))));
@@ -150,10 +152,10 @@ impl Parcel {
 }
 
 impl Lane {
-    fn new(timeout: Duration, ladder: Arc<Ladder>) -> Self {
+    fn new(timeout: Duration, window: Window) -> Self {
         Self {
             inbox: Mutex::new(Inbox { parcels: Vec::new(), refused: Some(not_connected()), closed: false }),
-            state: Mutex::new(State { channel: None, cork: Cork::default(), window: Window::new(ladder) }),
+            state: Mutex::new(State { channel: None, cork: Cork::default(), window }),
             work: AtomicWaker::new(),
             timeout,
         }

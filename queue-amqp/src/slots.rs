@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
 use lapin::options::BasicPublishOptions;
@@ -45,39 +46,45 @@ pub(crate) trait Slots: Send {
 /// What goes into a place, and what comes out: of all of them, since one is looked at after the other.
 #[derive(Default)]
 struct Hatch {
-    job: Option<Job>,
-    written: Option<Written>,
+    job: Mutex<Option<Job>>,
+    written: Mutex<Option<Written>>,
+    /// Whether there is something in `written`: most looks find nothing, and take no lock.
+    is_written: AtomicBool,
 }
-
-type Hatched = Arc<Mutex<Hatch>>;
 
 struct Pool<F, M> {
     make: M,
     slots: Vec<Pin<Box<F>>>,
     free: Vec<usize>,
-    hatch: Hatched,
+    hatch: Arc<Hatch>,
 }
 
-async fn publish_all(channel: Arc<Channel>, hatch: Hatched) -> Infallible {
+async fn publish_all(channel: Arc<Channel>, hatch: Arc<Hatch>) -> Infallible {
     loop {
-        let next = poll_fn(|_| hatch.lock().job.take().map_or(Poll::Pending, Poll::Ready));
-        let Job { out: Outgoing { exchange, routing_key, properties, .. }, options, message } = next.await;
-        let confirm = channel.basic_publish(exchange, routing_key, options, message.payload(), properties).await;
-        hatch.lock().written = Some((confirm, message));
+        // It is polled for the first time, and again behind a message, when there is a job.
+        let job = hatch.job.lock().take();
+        if let Some(Job { out, options, message }) = job {
+            let Outgoing { exchange, routing_key, properties, .. } = out;
+            let confirm = channel.basic_publish(exchange, routing_key, options, message.payload(), properties).await;
+            *hatch.written.lock() = Some((confirm, message));
+            hatch.is_written.store(true, Ordering::Relaxed);
+        }
+        let mut rested = false;
+        poll_fn(|_| if std::mem::replace(&mut rested, true) { Poll::Ready(()) } else { Poll::Pending }).await;
     }
 }
 
 pub(crate) fn slots() -> Box<dyn Slots> {
-    Box::new(Pool { make: publish_all, slots: Vec::new(), free: Vec::new(), hatch: Hatched::default() })
+    Box::new(Pool { make: publish_all, slots: Vec::new(), free: Vec::new(), hatch: Arc::default() })
 }
 
-impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + Send> Slots for Pool<F, M> {
+impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Arc<Hatch>) -> F + Send> Slots for Pool<F, M> {
     fn start(&mut self, channel: &Arc<Channel>, job: Job) -> Started {
         let slot = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Box::pin((self.make)(channel.clone(), self.hatch.clone())));
             self.slots.len() - 1
         });
-        self.hatch.lock().job = Some(job);
+        *self.hatch.job.lock() = Some(job);
         // The first poll hands the frames to the client, and takes the place in the order. That they are written is of
         // no interest before the broker can have answered, so it wakes nobody.
         match self.poll(slot, &mut Context::from_waker(Waker::noop())) {
@@ -88,7 +95,11 @@ impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + 
 
     fn poll(&mut self, slot: usize, cx: &mut Context<'_>) -> Poll<Written> {
         let Poll::Pending = self.slots[slot].as_mut().poll(cx);
-        match self.hatch.lock().written.take() {
+        if !self.hatch.is_written.load(Ordering::Relaxed) {
+            return Poll::Pending;
+        }
+        self.hatch.is_written.store(false, Ordering::Relaxed);
+        match self.hatch.written.lock().take() {
             Some(written) => {
                 self.free.push(slot);
                 Poll::Ready(written)
@@ -100,6 +111,6 @@ impl<F: Future<Output = Infallible> + Send, M: Fn(Arc<Channel>, Hatched) -> F + 
     fn clear(&mut self) {
         self.slots.clear();
         self.free.clear();
-        *self.hatch.lock() = Hatch::default();
+        self.hatch = Arc::default();
     }
 }

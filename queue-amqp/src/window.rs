@@ -8,13 +8,14 @@
 //! * other confirmations come in the order of the messages, behind their returns.
 //!
 //! A broker that is alive and does not confirm (a quorum queue without its majority) bounds nothing by itself. The client
-//! is given [`MOST`] messages at most, and what waits behind them is let go when its sender does not wait for it any more
+//! is given [`most`](Window::most) messages at most, and what waits behind them is let go when its sender does not wait for it any more
 //! ([`drop_over`](Window::drop_over)): so nothing waits but what the windows of the senders hold, and what they gave up
 //! within [`EXPIRE`](crate::publisher::EXPIRE). Where only some messages have no answer, those to other queues go on
 //! behind them; of each, a record stays, [`LONGEST`] of them at most. Then the channel is opened again.
 
 use std::collections::VecDeque;
 use std::fmt::Write;
+use std::num::NonZeroU16;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
@@ -30,9 +31,6 @@ use crate::flight::{Batch, Flight, Origin, Seen, State, Verdict};
 use crate::publisher::{Load, Parcel};
 use crate::slots::{Job, Slots, Started, slots};
 
-/// Messages that are with the client at most. More of them are no faster: for a confirmation of several messages the
-/// client looks at every message that it has.
-const MOST: usize = 1024;
 /// Bytes of payload that are with the client at most; a single larger message still passes.
 const MOST_BYTES: usize = 32 << 20;
 /// Flights from the first without an answer to the last that the client was given, answered ones included: about 8 MiB.
@@ -44,6 +42,8 @@ const DIGITS: usize = 20;
 /// that wait for room there.
 pub(crate) struct Window {
     pub(super) frame_max: usize,
+    /// Messages that are with the client at most. For a confirmation of several messages it looks at every one.
+    most: usize,
     pub(super) ladder: Arc<Ladder>,
     /// What the ids made here begin with; the number of the flight follows.
     pub(super) prefix: String,
@@ -77,9 +77,10 @@ fn fence(channel: &Channel) {
 }
 
 impl Window {
-    pub(crate) fn new(ladder: Arc<Ladder>) -> Self {
+    pub(crate) fn new(max_unconfirmed: NonZeroU16, ladder: Arc<Ladder>) -> Self {
         Self {
             frame_max: usize::MAX,
+            most: max_unconfirmed.get().into(),
             ladder,
             prefix: (0..12).map(|_| fastrand::alphanumeric()).chain(['-']).collect(),
             flights: VecDeque::new(),
@@ -157,7 +158,7 @@ impl Window {
         if self.bytes >= MOST_BYTES {
             return 0;
         }
-        MOST.saturating_sub(self.in_client).min(self.flights.len() - self.published)
+        self.most.saturating_sub(self.in_client).min(self.flights.len() - self.published)
     }
 
     /// Whether the client has none that has no answer.
@@ -176,7 +177,7 @@ impl Window {
         while self.published < self.flights.len()
             && self.published < before + most
             && self.bytes < bytes + most_bytes
-            && self.in_client < MOST
+            && self.in_client < self.most
             && self.bytes < MOST_BYTES
             && self.broken.is_none()
         {

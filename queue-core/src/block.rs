@@ -101,16 +101,22 @@ pub(crate) struct Block {
     pub(crate) len: u32,
     pub(crate) remaining: AtomicU32,
     pub(crate) first: Slot,
-    pub(crate) more: OnceLock<Box<[Slot]>>,
     waker: AtomicWaker,
-    /// What a message has that was accepted without more never needs.
-    side: OnceLock<Box<Mutex<Side>>>,
+    /// What a single message never needs that was accepted without more.
+    rest: OnceLock<Box<Rest>>,
     pub(crate) owner: Option<Arc<dyn Owner>>,
     /// How many messages, from the first on, were handed over or refused; the others hold no window.
     handed: AtomicU32,
-    /// Window that each message holds until its verdict.
-    cost: usize,
+    /// Window that each message holds until its verdict: at most the window, which is at most `u32::MAX`.
+    cost: u32,
     pub(crate) deadline: Instant,
+}
+
+#[derive(Default)]
+struct Rest {
+    /// The slots behind the first.
+    more: OnceLock<Box<[Slot]>>,
+    side: Mutex<Side>,
 }
 
 #[derive(Debug, Default)]
@@ -134,12 +140,11 @@ impl Block {
             len,
             remaining: AtomicU32::new(len),
             first: Slot::default(),
-            more: OnceLock::new(),
             waker: AtomicWaker::new(),
-            side: OnceLock::new(),
+            rest: OnceLock::new(),
             owner,
             handed: AtomicU32::new(0),
-            cost,
+            cost: u32::try_from(cost).unwrap_or(u32::MAX),
             deadline,
         })
     }
@@ -172,20 +177,29 @@ impl Block {
         SlotRef { block: self.clone(), index: u32::try_from(index).unwrap_or(u32::MAX), epoch: 0 }
     }
 
+    fn rest(&self) -> &Rest {
+        self.rest.get_or_init(Box::default)
+    }
+
+    /// Whether no slot behind the first was looked at.
+    pub(crate) fn is_untouched(&self) -> bool {
+        self.rest.get().is_none_or(|rest| rest.more.get().is_none())
+    }
+
     pub(crate) fn side(&self) -> MutexGuard<'_, Side> {
-        self.side.get_or_init(Box::default).lock()
+        self.rest().side.lock()
     }
 
     /// The side, if anything was told there.
     pub(crate) fn told(&self) -> Option<MutexGuard<'_, Side>> {
-        self.side.get().map(|side| side.lock())
+        self.rest.get().map(|rest| rest.side.lock())
     }
 
     pub(crate) fn slot(&self, index: u32) -> &Slot {
         if index == 0 {
             return &self.first;
         }
-        let more = self.more.get_or_init(|| (1..self.len).map(|_| Slot::default()).collect());
+        let more = self.rest().more.get_or_init(|| (1..self.len).map(|_| Slot::default()).collect());
         &more[index as usize - 1]
     }
 
@@ -237,7 +251,7 @@ impl Block {
     pub(crate) fn resolved(&self, count: u32) {
         let before = self.remaining.fetch_sub(count, Ordering::AcqRel);
         if let Some(owner) = &self.owner {
-            owner.release(self.cost * count as usize);
+            owner.release(self.cost as usize * count as usize);
         }
         if before == count {
             self.waker.wake();

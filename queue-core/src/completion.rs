@@ -111,7 +111,7 @@ impl Completion {
     /// The broker has every message. The cheapest verdict.
     pub fn accept_all(mut self) {
         if let Target::Whole(block) = &self.0
-            && block.more.get().is_none()
+            && block.is_untouched()
             && block.first.state.load(Ordering::Acquire) == PENDING
             && block.remaining.load(Ordering::Acquire) == block.len
         {

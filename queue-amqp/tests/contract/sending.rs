@@ -258,10 +258,9 @@ pub(crate) async fn a_channel_that_closes_fails_no_message_of_a_sender_that_retr
 }
 
 pub(crate) async fn a_broker_that_does_not_confirm_is_not_sent_what_nobody_waits_for(url: String) {
-    /// What the client is given at most.
-    const GIVEN: usize = 1024;
+    const GIVEN: usize = 100;
     let proxy = Proxy::start(&url).await;
-    let broker = connect(&format!("{}?heartbeat=60s", proxy.url)).await.unwrap();
+    let broker = connect(&format!("{}?heartbeat=60s&max_unconfirmed={GIVEN}", proxy.url)).await.unwrap();
     let address = queue(&broker, "silent").await;
     let producer = producer(&broker, &address).await;
     let kept = || {
