@@ -26,6 +26,8 @@ pub struct Message {
     payload: Bytes,
     key: Option<Bytes>,
     headers: Headers,
+    /// Here, because every message of some brokers has one.
+    timestamp: Option<SystemTime>,
     extra: Option<Arc<Extra>>,
 }
 
@@ -38,7 +40,6 @@ struct Extra {
     content_type: Option<Text>,
     correlation_id: Option<Text>,
     reply_to: Option<Text>,
-    timestamp: Option<SystemTime>,
     sent_at: Option<SystemTime>,
     delay: Option<Duration>,
     ttl: Option<Duration>,
@@ -158,14 +159,14 @@ impl Message {
     /// Sets when the message was made, by the sender's clock.
     #[must_use]
     pub fn timestamp(mut self, at: SystemTime) -> Self {
-        self.extra_mut().timestamp = Some(at);
+        self.timestamp = Some(at);
         self
     }
 
     /// When the message was made, by the sender's clock.
     #[must_use]
     pub fn get_timestamp(&self) -> Option<SystemTime> {
-        self.extra.as_ref()?.timestamp
+        self.timestamp
     }
 
     /// Sets when the broker took the message; for adapters.
@@ -178,7 +179,7 @@ impl Message {
     /// When the message was sent: by the broker's clock where it tells, else the sender's timestamp.
     #[must_use]
     pub fn sent_at(&self) -> Option<SystemTime> {
-        self.extra.as_ref().and_then(|e| e.sent_at.or(e.timestamp))
+        self.extra.as_ref().and_then(|e| e.sent_at).or(self.timestamp)
     }
 
     /// Hands the message out no earlier than this long after it was sent.
@@ -240,7 +241,7 @@ impl Message {
     /// Whether only payload, key and headers are set, as is the case for most messages.
     #[must_use]
     pub fn is_plain(&self) -> bool {
-        self.extra.is_none()
+        self.extra.is_none() && self.timestamp.is_none()
     }
 
     /// Without what belongs to one journey: destination, delay, time to live. The time of the first sending stays, and
@@ -248,7 +249,7 @@ impl Message {
     pub(crate) fn for_copy(mut self) -> Self {
         if let Some(extra) = &mut self.extra {
             let extra = Arc::make_mut(extra);
-            extra.timestamp = extra.timestamp.or(extra.sent_at);
+            self.timestamp = self.timestamp.or(extra.sent_at);
             extra.sent_at = None;
             extra.to = None;
             extra.delay = None;
@@ -339,7 +340,7 @@ mod tests {
 
     #[test]
     fn a_message_stays_small() {
-        assert_eq!(std::mem::size_of::<Message>(), 80);
+        assert_eq!(std::mem::size_of::<Message>(), 96);
     }
 
     #[test]
