@@ -13,16 +13,16 @@ const INDEX_BITS: u32 = usize::BITS / 2;
 /// Most messages of a batch.
 pub(crate) const MAX_BATCH: usize = (1 << INDEX_BITS) - 1;
 
-/// How many batches of one producer are in flight.
+/// How many batches and single messages of one producer are in flight.
 #[derive(Debug, Default)]
 pub(crate) struct Share {
-    batches: AtomicUsize,
+    flights: AtomicUsize,
     landed: Notify,
 }
 
 impl Share {
     fn land(&self) {
-        if self.batches.fetch_sub(1, Ordering::AcqRel) == 1 {
+        if self.flights.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.landed.notify_waiters();
         }
     }
@@ -34,7 +34,7 @@ impl Share {
             tokio::pin!(landed);
             // Listens before it looks.
             landed.as_mut().enable();
-            if self.batches.load(Ordering::Acquire) == 0 {
+            if self.flights.load(Ordering::Acquire) == 0 {
                 return;
             }
             landed.await;
@@ -54,13 +54,51 @@ struct Batch {
     open: usize,
 }
 
+/// A message that was sent alone.
+#[derive(Debug)]
+struct Single {
+    /// `None` when the producer let go: nobody waits.
+    done: Option<Completion>,
+    share: Arc<Share>,
+    message: Message,
+}
+
+#[derive(Debug)]
+enum Flight {
+    One(Single),
+    Many(Batch),
+}
+
 #[derive(Debug, Default)]
 struct Slots {
-    batches: Vec<Option<Batch>>,
+    flights: Vec<Option<Flight>>,
     free: Vec<usize>,
 }
 
-/// All batches in flight of one native producer.
+impl Slots {
+    fn add(&mut self, flight: Flight) -> usize {
+        if let Some(id) = self.free.pop() {
+            self.flights[id] = Some(flight);
+            return id;
+        }
+        self.flights.push(Some(flight));
+        self.flights.len() - 1
+    }
+
+    fn remove(&mut self, id: usize) -> Option<Flight> {
+        self.free.push(id);
+        self.flights[id].take()
+    }
+
+    fn batch(&mut self, id: usize) -> Option<&mut Batch> {
+        match self.flights.get_mut(id)? {
+            Some(Flight::Many(batch)) => Some(batch),
+            _ => None,
+        }
+    }
+}
+
+/// Everything in flight of one native producer.
 #[derive(Debug, Default)]
 pub(crate) struct Flights(Mutex<Slots>);
 
@@ -78,27 +116,24 @@ impl Departure {
 impl Flights {
     /// Makes room for the verdicts of a batch of `count` messages, before the first is sent.
     pub(crate) fn depart(&self, count: usize, done: Completion, share: &Arc<Share>) -> Departure {
-        share.batches.fetch_add(1, Ordering::AcqRel);
+        share.flights.fetch_add(1, Ordering::AcqRel);
         let batch =
             Batch { done: Some(Arc::new(done)), share: share.clone(), messages: None, early: Vec::new(), open: count };
-        let mut slots = self.0.lock();
-        Departure(match slots.free.pop() {
-            Some(id) => {
-                slots.batches[id] = Some(batch);
-                id
-            }
-            None => {
-                slots.batches.push(Some(batch));
-                slots.batches.len() - 1
-            }
-        })
+        Departure(self.0.lock().add(Flight::Many(batch)))
+    }
+
+    /// Makes room for the verdict of a single message, before it is sent; the word that names it.
+    pub(crate) fn depart_alone(&self, message: Message, done: Completion, share: &Arc<Share>) -> usize {
+        share.flights.fetch_add(1, Ordering::AcqRel);
+        let single = Single { done: Some(done), share: share.clone(), message };
+        Departure(self.0.lock().add(Flight::One(single))).word(0)
     }
 
     /// The batch was sent, but for those that failed at once.
     pub(crate) fn departed(&self, departure: &Departure, messages: Vec<Message>, failed: Vec<(usize, Error)>) {
         let mut early = {
             let mut slots = self.0.lock();
-            let Some(batch) = slots.batches.get_mut(departure.0).and_then(Option::as_mut) else { return };
+            let Some(batch) = slots.batch(departure.0) else { return };
             batch.messages = Some(messages);
             mem::take(&mut batch.early)
         };
@@ -111,33 +146,37 @@ impl Flights {
     /// Takes the verdict of a message.
     pub(crate) fn landed(&self, word: usize, verdict: Result<Receipt, Error>) {
         let (id, index) = (word >> INDEX_BITS, word & MAX_BATCH);
-        let (done, message, share) = {
-            let mut slots = self.0.lock();
-            let Some(batch) = slots.batches.get_mut(id).and_then(Option::as_mut) else { return };
-            let Some(messages) = &mut batch.messages else {
-                batch.early.push((index, verdict));
+        let mut slots = self.0.lock();
+        let (done, message, over) = match slots.flights.get_mut(id) {
+            Some(Some(Flight::One(_))) => {
+                let single = slots.remove(id);
+                // Without the lock: a verdict wakes whoever waits.
+                drop(slots);
+                if let Some(Flight::One(Single { done, share, message })) = single {
+                    if let Some(done) = done {
+                        give(&done, 0, verdict, Some(message));
+                    }
+                    share.land();
+                }
                 return;
-            };
-            let message = messages.get_mut(index).map(mem::take);
-            batch.open -= 1;
-            if batch.open > 0 {
-                (batch.done.clone(), message, None)
-            } else {
-                let batch = slots.batches[id].take();
-                slots.free.push(id);
-                let (done, share) = batch.map_or((None, None), |b| (b.done, Some(b.share)));
-                (done, message, share)
             }
+            Some(Some(Flight::Many(batch))) => {
+                let Some(messages) = &mut batch.messages else {
+                    batch.early.push((index, verdict));
+                    return;
+                };
+                batch.open -= 1;
+                (batch.done.clone(), messages.get_mut(index).map(mem::take), batch.open == 0)
+            }
+            _ => return,
         };
-        // Without the lock: a verdict wakes whoever waits.
+        let batch = if over { slots.remove(id) } else { None };
+        drop(slots);
         if let Some(done) = done {
-            match verdict {
-                Ok(receipt) => done.accept(index, receipt),
-                Err(error) => done.fail(index, error, message),
-            }
+            give(&done, index, verdict, message);
         }
-        if let Some(share) = share {
-            share.land();
+        if let Some(Flight::Many(batch)) = batch {
+            batch.share.land();
         }
     }
 
@@ -145,17 +184,30 @@ impl Flights {
     pub(crate) fn abandon(&self, share: &Arc<Share>) -> usize {
         let mut left = 0;
         let mut given_up = Vec::new();
-        for batch in self.0.lock().batches.iter_mut().flatten() {
-            if Arc::ptr_eq(&batch.share, share)
-                && let Some(done) = batch.done.take()
-            {
-                left += batch.open;
-                given_up.push(done);
+        let mut alone = Vec::new();
+        for flight in self.0.lock().flights.iter_mut().flatten() {
+            match flight {
+                Flight::Many(batch) if Arc::ptr_eq(&batch.share, share) => {
+                    left += if batch.done.is_some() { batch.open } else { 0 };
+                    given_up.extend(batch.done.take());
+                }
+                Flight::One(single) if Arc::ptr_eq(&single.share, share) => {
+                    left += usize::from(single.done.is_some());
+                    alone.extend(single.done.take());
+                }
+                _ => {}
             }
         }
         // Dropped without the lock, which answers whoever waits.
-        drop(given_up);
+        drop((given_up, alone));
         left
+    }
+}
+
+fn give(done: &Completion, index: usize, verdict: Result<Receipt, Error>, message: Option<Message>) {
+    match verdict {
+        Ok(receipt) => done.accept(index, receipt),
+        Err(error) => done.fail(index, error, message),
     }
 }
 
@@ -185,6 +237,26 @@ mod tests {
         );
         assert_eq!(error.receipts().get(2), Some(Receipt::at(1, 9)));
         share.empty().await;
+    }
+
+    #[tokio::test]
+    async fn a_message_sent_alone_is_handed_back_when_it_fails() {
+        let (flights, share) = (Flights::default(), Arc::new(Share::default()));
+        let send = || {
+            let (done, verdict) = Completion::new(1);
+            (flights.depart_alone(Message::new("alone"), done, &share), verdict)
+        };
+        let ((taken, receipt), (refused, error), (left, unknown)) = (send(), send(), send());
+        flights.landed(refused, Err(Error::new(ErrorKind::TooLarge, "large")));
+        flights.landed(taken, Ok(Receipt::at(1, 9)));
+        assert_eq!(receipt.await.unwrap().get(0), Some(Receipt::at(1, 9)));
+        assert_eq!(error.await.unwrap_err().failures()[0].1.kind(), ErrorKind::TooLarge);
+        assert_eq!(flights.abandon(&share), 1);
+        assert_eq!(unknown.await.unwrap_err().failures()[0].1.outcome(), Outcome::Unknown);
+        flights.landed(left, Ok(Receipt::accepted()));
+        share.empty().await;
+        // Its place was free: a late report for it is nobody's.
+        flights.landed(taken, Ok(Receipt::accepted()));
     }
 
     #[tokio::test]

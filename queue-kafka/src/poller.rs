@@ -17,7 +17,7 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::convert;
+use crate::convert::{self, Copies};
 use crate::error;
 use crate::inbox::{Inbox, Incoming, Mark, Plan};
 use crate::link::{Watch, partitions};
@@ -29,7 +29,7 @@ const FLUSH_TICK: Duration = Duration::from_millis(10);
 /// How long a full consumer goes without a poll before its partitions are paused, so that it can poll on.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Messages that are handed over together.
-const CHUNK: usize = 64;
+const CHUNK: usize = 512;
 /// How long a topic must be missing before the consumer gives up.
 const MISSING_FOR: Duration = Duration::from_secs(3);
 /// How often offsets that are left out are looked into.
@@ -233,6 +233,7 @@ pub(crate) struct Poller {
     commit_interval: Duration,
     last_commit: Instant,
     chunk: Vec<Incoming>,
+    copies: Copies,
     full_since: Option<Instant>,
     missing_since: Option<Instant>,
     next_look: Instant,
@@ -255,6 +256,7 @@ impl Poller {
             commit_interval,
             last_commit: now,
             chunk: Vec::with_capacity(CHUNK),
+            copies: Copies::default(),
             full_since: None,
             missing_since: None,
             next_look: now,
@@ -336,7 +338,7 @@ impl Poller {
             self.context.served.store(false, Ordering::Relaxed);
             match self.consumer.poll(Duration::ZERO) {
                 Some(Ok(record)) => {
-                    let message = convert::message(&record);
+                    let message = convert::message(&record, &mut self.copies);
                     let size = record.payload_len() + record.key_len();
                     let size = message.as_ref().map_or(size, queue_core::Message::size);
                     count = count.saturating_sub(1);

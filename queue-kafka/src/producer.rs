@@ -224,6 +224,24 @@ impl Producer for KafkaProducer {
         }
     }
 
+    fn send_one(&self, message: Message, done: Completion) {
+        let native = match self.engine.native() {
+            Some(native) if !self.closed.load(Ordering::Acquire) => native,
+            _ => return done.fail(0, Error::closed("producer").with_operation("send"), Some(message)),
+        };
+        // The clone shares what is in it. Zero is the present to librdkafka.
+        let word = native.flights.depart_alone(message.clone(), done, &self.share);
+        if let Err((error, fatal)) = self.enqueue(&native, &message, word, 0) {
+            if fatal && let Err(error) = self.engine.replace(&native) {
+                tracing::error!(%error, "the producer cannot be made anew");
+            }
+            native.flights.landed(word, Err(error));
+            if fatal {
+                retire(native);
+            }
+        }
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         self.closed.store(true, Ordering::Release);
