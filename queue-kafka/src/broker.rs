@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Stats, Topology,
+    Health, HealthState, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Stats, Topology,
 };
 use rdkafka::{ClientConfig, Offset};
 use tokio::time::Instant;
@@ -197,7 +197,19 @@ impl Broker for KafkaBroker {
     }
 
     fn health(&self) -> Health {
-        self.link.monitor().health()
+        let mut health = self.link.monitor().health();
+        for inbox in self.consumers.lock().iter().filter_map(Weak::upgrade) {
+            let old = |(_, age): &(i32, Duration)| *age >= self.settings.config.max_unanswered_age;
+            if let Some((partition, age)) = inbox.oldest().filter(old) {
+                let problem = format!(
+                    "a message of partition {partition} of {} has had no answer for {} s",
+                    inbox.topic(),
+                    age.as_secs()
+                );
+                health = health.with_problem(HealthState::Down, problem);
+            }
+        }
+        health
     }
 
     async fn ping(&self) -> Result<()> {

@@ -58,6 +58,10 @@ pub struct KafkaConfig {
     /// How far a partition goes on behind a message that is not answered; then it waits for the answer. What was
     /// acknowledged behind it comes again after a crash. Default: 10000.
     pub max_ahead: NonZeroU32,
+    /// How long a message may stay without an answer until `health()` is down: its partition cannot be committed beyond
+    /// it, and waits when it is full. A retry that waits in place has no answer. Default: 60 s.
+    #[serde(with = "humantime_serde")]
+    pub max_unanswered_age: Duration,
 }
 
 impl Default for KafkaConfig {
@@ -68,6 +72,7 @@ impl Default for KafkaConfig {
             request_timeout: Duration::from_secs(10),
             commit_interval: Duration::from_millis(200),
             max_ahead: NonZeroU32::MIN.saturating_add(9_999),
+            max_unanswered_age: Duration::from_secs(60),
         }
     }
 }
@@ -93,8 +98,12 @@ impl Settings {
         if endpoint.path.is_some() {
             return Err(invalid("the URL of a Kafka cluster has no path"));
         }
-        if config.request_timeout.is_zero() || config.commit_interval.is_zero() {
-            let option = if config.request_timeout.is_zero() { "request_timeout" } else { "commit_interval" };
+        let durations = [
+            ("request_timeout", config.request_timeout),
+            ("commit_interval", config.commit_interval),
+            ("max_unanswered_age", config.max_unanswered_age),
+        ];
+        if let Some((option, _)) = durations.into_iter().find(|(_, duration)| duration.is_zero()) {
             return Err(invalid("a duration is not zero").with_context("option", option));
         }
         let hosts: Vec<_> = endpoint.hosts.iter().map(|h| h.with_default_port(PORT)).collect();

@@ -66,12 +66,15 @@ impl KafkaConsumer {
         let group = group_of(source);
         // Without a group no position is kept, but librdkafka wants a name.
         let config = settings.consumer(group.unwrap_or("anyqueue-none"), options);
-        let inbox = Inbox::new(Limits {
-            prefetch: options.prefetch.max(1),
-            prefetch_bytes: options.prefetch_bytes.max(1),
-            max_ahead: settings.config.max_ahead.get() as usize,
-            commits: group.is_some(),
-        });
+        let inbox = Inbox::new(
+            topic,
+            Limits {
+                prefetch: options.prefetch.max(1),
+                prefetch_bytes: options.prefetch_bytes.max(1),
+                max_ahead: settings.config.max_ahead.get() as usize,
+                commits: group.is_some(),
+            },
+        );
         let context = Callbacks::new(
             Watch(link.monitor().clone()),
             inbox.clone(),

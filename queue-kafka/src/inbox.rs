@@ -4,12 +4,13 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use queue_core::{AckToken, Error, ErrorKind, Message, Position, Received, Undecodable};
 use tokio::sync::{oneshot, watch};
 
+use crate::age::Ages;
 use crate::link::Signal;
 use crate::offsets::{Delivery, Watermark};
 
@@ -59,6 +60,7 @@ struct Place {
 struct Slot {
     epoch: u32,
     marks: Watermark,
+    ages: Ages,
     /// Counts what was acknowledged.
     version: u64,
     /// The version that the broker has.
@@ -70,7 +72,7 @@ struct Slot {
 impl Slot {
     fn new(marks: Watermark) -> Self {
         let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
-        Self { epoch, marks, version: 0, committed: 0, far: false }
+        Self { epoch, marks, ages: Ages::default(), version: 0, committed: 0, far: false }
     }
 
     /// What is to be committed.
@@ -135,6 +137,7 @@ pub(crate) struct Plan {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Inbox {
+    topic: String,
     state: Mutex<State>,
     limits: Limits,
     /// Wakes the consumer's thread.
@@ -240,8 +243,14 @@ impl State {
 }
 
 impl Inbox {
-    pub(crate) fn new(limits: Limits) -> Arc<Self> {
-        Arc::new(Self { state: Mutex::default(), limits, signal: Signal::default(), gone: watch::channel(false).0 })
+    pub(crate) fn new(topic: &str, limits: Limits) -> Arc<Self> {
+        Arc::new(Self {
+            topic: topic.to_owned(),
+            state: Mutex::default(),
+            limits,
+            signal: Signal::default(),
+            gone: watch::channel(false).0,
+        })
     }
 
     // For the handle.
@@ -319,6 +328,17 @@ impl Inbox {
         self.state.lock().commit_error.clone()
     }
 
+    pub(crate) fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The oldest message without an answer: its partition and age, a little too low.
+    pub(crate) fn oldest(&self) -> Option<(i32, Duration)> {
+        let state = self.state.lock();
+        let oldest = state.slots.iter().filter_map(|(partition, slot)| Some((*partition, slot.ages.oldest()?)));
+        oldest.min_by_key(|(_, at)| *at).map(|(partition, at)| (partition, at.elapsed()))
+    }
+
     pub(crate) fn set_paused(&self, paused: bool) {
         let waker = {
             let mut state = self.state.lock();
@@ -379,7 +399,11 @@ impl Inbox {
         let mut state = self.state.lock();
         let max = self.limits.max_ahead;
         let mut far = BTreeSet::new();
+        let now = Instant::now();
         for (partition, slot) in &mut state.slots {
+            if let (Some(position), Some(next)) = (slot.marks.position(), slot.marks.next()) {
+                slot.ages.note(position, next, now);
+            }
             slot.far = slot.marks.span() >= if slot.far { max / 2 + 1 } else { max };
             if slot.far {
                 far.insert(*partition);

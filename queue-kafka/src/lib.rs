@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
+mod age;
 mod broker;
 mod config;
 mod consumer;

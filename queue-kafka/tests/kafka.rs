@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use common::*;
 use queue_core::{
-    Address, Answer, Completion, ConsumerOptions, Entry, ErrorKind, HeaderValue, Message, Outcome, ProducerOptions,
-    Source, Start, Text, Topology,
+    Address, Answer, Completion, ConsumerOptions, Entry, ErrorKind, HeaderValue, HealthState, Message, Outcome,
+    ProducerOptions, Source, Start, Text, Topology,
 };
 use tokio::time::Instant;
 
@@ -29,6 +29,7 @@ fn main() {
         ("paused_consumers_get_nothing", paused_consumers_get_nothing),
         ("a_stopped_consumer_takes_answers_and_frees_its_partitions", a_stopped_consumer_takes_answers),
         ("keys_keep_their_order", keys_keep_their_order),
+        ("a_message_that_nobody_answers_is_told_by_health", a_message_that_nobody_answers_is_told_by_health),
     ]);
 }
 
@@ -440,6 +441,36 @@ fn keys_keep_their_order() {
                 count += 1;
             }
         }
+        rig.end().await;
+    });
+}
+
+fn a_message_that_nobody_answers_is_told_by_health() {
+    block_on(async {
+        let rig = Rig::at(&format!("{}?max_unanswered_age=2s", url().unwrap()), 1).await;
+        rig.send(numbered(0..20)).await;
+        let consumer = rig.consumer().await;
+        let got = receive(&*consumer, 20).await;
+        let tokens: Vec<_> = got.iter().map(|one| one.token).collect();
+        assert_eq!(rig.broker.health().state, HealthState::Up);
+        // All behind the first go on, and say nothing of it.
+        assert!(consumer.ack(&tokens[1..]).stale.is_empty());
+        let start = Instant::now();
+        while rig.broker.health().state == HealthState::Up {
+            assert!(start.elapsed() < Duration::from_secs(20), "nothing is told");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert!(start.elapsed() > Duration::from_secs(1), "{:?}", start.elapsed());
+        let health = rig.broker.health();
+        assert_eq!(health.state, HealthState::Down);
+        let told = health.problems.join(" ");
+        assert!(told.contains("partition 0") && told.contains(rig.queue.name()), "{told}");
+        assert!(consumer.ack(&tokens[..1]).stale.is_empty());
+        while rig.broker.health().state != HealthState::Up {
+            assert!(start.elapsed() < Duration::from_secs(30), "{:?}", rig.broker.health());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        consumer.close(in_secs(10)).await;
         rig.end().await;
     });
 }

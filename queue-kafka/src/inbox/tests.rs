@@ -3,7 +3,7 @@
 use super::*;
 
 fn inbox() -> Arc<Inbox> {
-    Inbox::new(Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8, commits: true })
+    Inbox::new("orders", Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8, commits: true })
 }
 
 fn push(inbox: &Inbox, partition: i32, offsets: std::ops::Range<i64>) -> Vec<Jump> {
@@ -83,7 +83,7 @@ fn no_more_than_prefetch_fits_and_released_messages_hold_the_position() {
 
 #[test]
 fn a_partition_waits_for_its_oldest_message() {
-    let inbox = Inbox::new(Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4, commits: true });
+    let inbox = Inbox::new("orders", Limits { prefetch: 100, prefetch_bytes: 1000, max_ahead: 4, commits: true });
     inbox.assigned([(0, None)].into_iter());
     push(&inbox, 0, 0..4);
     let tokens = take(&inbox, 4);
