@@ -52,7 +52,8 @@ pub struct AmqpConfig {
     /// Longest wait between two attempts to reconnect, a day at most. Default: 3 s.
     #[serde(with = "humantime_serde")]
     pub max_backoff: Duration,
-    /// Messages that the server may have and has not answered, 1 to 65,535; further ones wait here. Divided by the time that
+    /// Messages that the server may have and has not answered, 1 to 65,535, on each of the two channels of a client: that
+    /// of queues, and that of topics and delays. Further ones wait here. Divided by the time that
     /// the server takes for an answer, it bounds the rate: more on a link with long delays. On a fast one more cost CPU,
     /// because the client looks at each for every answer. Default: 512.
     pub max_unconfirmed: NonZeroU16,

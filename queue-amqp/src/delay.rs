@@ -204,8 +204,8 @@ impl Ladder {
     /// Whether a message to this queue can be published with this delay now. While parts are missing they are made,
     /// and the message is to be sent again.
     pub(crate) fn ready(&self, queue: &str, ticks: Ticks) -> Result<()> {
-        let mut state = self.state.lock();
-        let until = state.bound.get(queue).copied().filter(|_| state.has(ticks.0));
+        let (levels, mut state) = (ticks.levels(), self.state.lock());
+        let until = state.bound.get(queue).copied().filter(|_| state.has(levels));
         if until.is_some_and(|until| Instant::now() < until) {
             return Ok(());
         }
@@ -214,7 +214,7 @@ impl Ladder {
         {
             return Err(error);
         }
-        *state.wanted.entry(queue.to_owned()).or_default() |= ticks.levels();
+        *state.wanted.entry(queue.to_owned()).or_default() |= levels;
         drop(state);
         self.work.notify_one();
         match until {

@@ -33,7 +33,7 @@ use crate::slots::{Job, Slots, Started, slots};
 
 /// Bytes of payload that are with the client at most; a single larger message still passes.
 const MOST_BYTES: usize = 32 << 20;
-/// Flights from the first without an answer to the last that the client was given, answered ones included: about 8 MiB.
+/// Flights that may have overtaken the first without an answer, beside those that the client has: about 8 MiB.
 const LONGEST: usize = 1 << 16;
 /// Of the number in an id, at most.
 const DIGITS: usize = 20;
@@ -111,7 +111,7 @@ impl Window {
 
     /// Whether the first without an answer has held up as many as there may be.
     pub(crate) fn is_full(&self) -> bool {
-        self.published - self.answered >= LONGEST
+        self.published - self.answered >= LONGEST + self.most
     }
 
     pub(crate) fn is_refused(&self) -> bool {

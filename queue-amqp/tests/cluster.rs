@@ -184,7 +184,7 @@ async fn under_load(nodes: Nodes, faults: u16) -> Result<(), Failed> {
     }
     let sender = from.sender("orders").deadline(PATIENCE).await?;
     let receiver = to.receiver("orders").prefetch(PREFETCH).max_deliveries(1000).await?;
-    // RabbitMQ before 3.13.3 writes down late that a quorum queue exists.
+    // RabbitMQ writes down late that a quorum queue exists.
     sleep(Duration::from_secs(2)).await;
     let sending = Arc::new(AtomicBool::new(true));
     let sent = tokio::spawn(send(sender, book.clone(), sending.clone()));

@@ -199,12 +199,11 @@ impl Broker for KafkaBroker {
     fn health(&self) -> Health {
         let mut health = self.link.monitor().health();
         for inbox in self.consumers.lock().iter().filter_map(Weak::upgrade) {
-            let old = |(_, age): &(i32, Duration)| *age >= self.settings.config.max_unanswered_age;
-            if let Some((partition, age)) = inbox.oldest().filter(old) {
+            let long = |(_, time): &(i32, Duration)| *time >= self.settings.config.max_unanswered_age;
+            if let Some((partition, time)) = inbox.waits().filter(long) {
+                let (topic, seconds) = (inbox.topic(), time.as_secs());
                 let problem = format!(
-                    "a message of partition {partition} of {} has had no answer for {} s",
-                    inbox.topic(),
-                    age.as_secs()
+                    "partition {partition} of {topic} has waited for the answer of one message for {seconds} s"
                 );
                 health = health.with_problem(HealthState::Down, problem);
             }

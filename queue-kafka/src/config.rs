@@ -58,8 +58,10 @@ pub struct KafkaConfig {
     /// How far a partition goes on behind a message that is not answered; then it waits for the answer. What was
     /// acknowledged behind it comes again after a crash. Default: 10000.
     pub max_ahead: NonZeroU32,
-    /// How long a message may stay without an answer until `health()` is down: its partition cannot be committed beyond
-    /// it, and waits when it is full. A retry that waits in place has no answer. Default: 60 s.
+    /// How long the oldest message of a partition may stay without an answer until `health()` is down: the partition
+    /// cannot be committed beyond it, and waits when it is full. Counted from when everything before it was answered, so
+    /// that slow handlers in turn are no problem, and not while the receiver is paused. A retry that waits in place has no
+    /// answer: make it longer than the longest of those. Default: 60 s.
     #[serde(with = "humantime_serde")]
     pub max_unanswered_age: Duration,
 }

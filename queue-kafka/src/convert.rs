@@ -79,7 +79,8 @@ pub(crate) struct Copies(BytesMut);
 
 impl Copies {
     fn copy(&mut self, bytes: &[u8]) -> Bytes {
-        if bytes.len() > SMALL {
+        // Of an empty slice that is free.
+        if bytes.is_empty() || bytes.len() > SMALL {
             return Bytes::copy_from_slice(bytes);
         }
         if self.0.capacity() < bytes.len() {
@@ -218,6 +219,20 @@ mod tests {
         assert_eq!(carried(&message), message);
         let before = Message::new("x").timestamp(UNIX_EPOCH - Duration::from_secs(1));
         assert_eq!(carried(&before).get_timestamp(), before.get_timestamp());
+    }
+
+    #[test]
+    fn small_payloads_share_memory_and_none_touches_another() {
+        let mut copies = Copies::default();
+        let lengths = [0, 1, SMALL, SMALL + 1, 100, SMALL];
+        let all: Vec<Vec<u8>> = (0..=255).map(|n: u8| vec![n; lengths[usize::from(n) % lengths.len()]]).collect();
+        let kept: Vec<Bytes> = all.iter().map(|bytes| copies.copy(bytes)).collect();
+        assert!(all.iter().map(Vec::len).sum::<usize>() > 4 * SHARED, "several blocks");
+        assert!(kept.iter().zip(&all).all(|(kept, bytes)| kept == bytes));
+        // One and its neighbour lie in one block.
+        let (one, next) = (&kept[6 * 40 + 1], &kept[6 * 40 + 2]);
+        assert_eq!(one.as_ptr().wrapping_add(one.len()), next.as_ptr());
+        assert!(!one.is_unique());
     }
 
     #[test]

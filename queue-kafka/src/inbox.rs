@@ -10,7 +10,6 @@ use parking_lot::Mutex;
 use queue_core::{AckToken, Error, ErrorKind, Message, Position, Received, Undecodable};
 use tokio::sync::{oneshot, watch};
 
-use crate::age::Ages;
 use crate::link::Signal;
 use crate::offsets::{Delivery, Watermark};
 
@@ -60,7 +59,8 @@ struct Place {
 struct Slot {
     epoch: u32,
     marks: Watermark,
-    ages: Ages,
+    /// The oldest message without an answer, and since when it is that.
+    oldest: Option<(i64, Instant)>,
     /// Counts what was acknowledged.
     version: u64,
     /// The version that the broker has.
@@ -72,7 +72,7 @@ struct Slot {
 impl Slot {
     fn new(marks: Watermark) -> Self {
         let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
-        Self { epoch, marks, ages: Ages::default(), version: 0, committed: 0, far: false }
+        Self { epoch, marks, oldest: None, version: 0, committed: 0, far: false }
     }
 
     /// What is to be committed.
@@ -332,11 +332,19 @@ impl Inbox {
         &self.topic
     }
 
-    /// The oldest message without an answer: its partition and age, a little too low.
-    pub(crate) fn oldest(&self) -> Option<(i32, Duration)> {
+    /// The partition that has waited longest for the answer of one message, and for how long. None while nothing is to be
+    /// handed out.
+    pub(crate) fn waits(&self) -> Option<(i32, Duration)> {
         let state = self.state.lock();
-        let oldest = state.slots.iter().filter_map(|(partition, slot)| Some((*partition, slot.ages.oldest()?)));
-        oldest.min_by_key(|(_, at)| *at).map(|(partition, at)| (partition, at.elapsed()))
+        if state.paused || state.stopped || state.closing.is_some() || state.failed.is_some() {
+            return None;
+        }
+        let waits = state.slots.iter().filter_map(|(partition, slot)| {
+            // The thread may not have seen the answer yet.
+            let (_, since) = slot.oldest.filter(|(offset, _)| slot.marks.oldest() == Some(*offset))?;
+            Some((*partition, since.elapsed()))
+        });
+        waits.max_by_key(|(_, time)| *time)
     }
 
     pub(crate) fn set_paused(&self, paused: bool) {
@@ -401,8 +409,8 @@ impl Inbox {
         let mut far = BTreeSet::new();
         let now = Instant::now();
         for (partition, slot) in &mut state.slots {
-            if let (Some(position), Some(next)) = (slot.marks.position(), slot.marks.next()) {
-                slot.ages.note(position, next, now);
+            if slot.marks.oldest() != slot.oldest.map(|(offset, _)| offset) {
+                slot.oldest = slot.marks.oldest().map(|offset| (offset, now));
             }
             slot.far = slot.marks.span() >= if slot.far { max / 2 + 1 } else { max };
             if slot.far {

@@ -1,7 +1,6 @@
 #![doc = include_str!("../README.md")]
 
 mod admin;
-mod age;
 mod broker;
 mod config;
 mod consumer;

@@ -121,6 +121,11 @@ impl Watermark {
         self.entries.front().map(|e| e.offset).or(self.next)
     }
 
+    /// The oldest message that is not acknowledged.
+    pub(crate) fn oldest(&self) -> Option<i64> {
+        self.entries.front().map(|e| e.offset)
+    }
+
     /// What is acknowledged beyond the position, as text for the metadata of the committed offset: how many offsets to
     /// skip and how many follow that are done, again and again. Cut off where it would be too long: what is not noted
     /// comes again.

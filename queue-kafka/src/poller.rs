@@ -30,6 +30,8 @@ const FLUSH_TICK: Duration = Duration::from_millis(10);
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Messages that are handed over together.
 const CHUNK: usize = 512;
+/// Messages that are taken at a time of a consumer that is paused.
+const STRAGGLERS: usize = 64;
 /// How long a topic must be missing before the consumer gives up.
 const MISSING_FOR: Duration = Duration::from_secs(3);
 /// How often offsets that are left out are looked into.
@@ -332,7 +334,7 @@ impl Poller {
     /// Takes messages as far as there is room; true when there are no more.
     fn pull(&mut self, room: (usize, usize), paused: bool) -> bool {
         // A paused consumer is polled for events; a straggler is taken all the same.
-        let (mut count, mut bytes) = if paused { (CHUNK, usize::MAX) } else { room };
+        let (mut count, mut bytes) = if paused { (STRAGGLERS, usize::MAX) } else { room };
         let mut idle = false;
         while count > 0 && bytes > 0 {
             self.context.served.store(false, Ordering::Relaxed);

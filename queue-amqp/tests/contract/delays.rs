@@ -168,6 +168,8 @@ pub(crate) async fn what_stands_in_the_way_of_a_delay_is_told(url: String) {
     let broker = client.broker().clone();
     let channel = native(&broker).open_channel().await.unwrap();
     let name = "anyqueue-delay-23";
+    // What an earlier run left.
+    channel.queue_delete(name.into(), Default::default()).await.unwrap();
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let mut table = FieldTable::default();
     table.insert("x-queue-type".into(), AMQPValue::LongString("classic".into()));
@@ -215,7 +217,7 @@ pub(crate) async fn a_missing_part_of_the_ladder_is_made_anew(url: String) {
     let queue = unique("missing");
     let sender = client.sender(&queue).await.unwrap();
     // The level's own time, and a level that no other test needs.
-    let (name, delay) = ("anyqueue-delay-22", Duration::from_millis(100 << 22));
+    let (name, delay) = ("anyqueue-delay-20", Duration::from_millis(100 << 20));
     soon(sender.send(Message::new("x").delay(delay))).await.unwrap();
     let broker = client.broker().clone();
     let channel = native(&broker).open_channel().await.unwrap();

@@ -1,6 +1,7 @@
 //! What is sent: verdicts, fields, limits.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::FutureExt;
@@ -122,17 +123,23 @@ async fn full(broker: &Arc<dyn Broker>, name: &str) {
 pub(crate) async fn a_full_queue_disturbs_no_other(url: String) {
     const BATCHES: usize = 500;
     const BATCH: usize = 100;
+    const REFUSED: usize = 6;
     let broker = connect(&url).await.unwrap();
     let (name, other) = (unique("full"), unique("other"));
     full(&broker, &name).await;
     let client = Client::connect_with(&url, &[DRIVER]).await.unwrap();
     let refused = client.sender(&name).declare(Declare::Assume).await.unwrap();
     let sender = client.sender(&other).native("x-queue-type", "classic").await.unwrap();
-    let start = Instant::now();
+    let (start, rejected) = (Instant::now(), Arc::new(AtomicUsize::new(0)));
+    let told = rejected.clone();
     let sending = tokio::spawn(async move {
         let mut verdicts = Vec::new();
         // Longer than it takes to open the channel again, several times; more than the client is given wait.
-        while start.elapsed() < Duration::from_secs(4) || verdicts.len() < BATCHES * BATCH {
+        while start.elapsed() < Duration::from_secs(4)
+            || verdicts.len() < BATCHES * BATCH
+            || told.load(Ordering::Relaxed) < REFUSED
+        {
+            assert!(start.elapsed() < PATIENCE, "{told:?} messages were refused");
             for _ in 0..BATCH {
                 let number = verdicts.len();
                 verdicts.push(sender.submit(number.to_string()).await.unwrap());
@@ -144,16 +151,14 @@ pub(crate) async fn a_full_queue_disturbs_no_other(url: String) {
         }
         count
     });
-    let mut rejected = 0;
+    // Each of them waits behind what the other sender has handed over.
     while !sending.is_finished() {
         if let Err(error) = refused.send("too many").await {
             assert_eq!((error.kind(), error.outcome()), (ErrorKind::Rejected, Outcome::Rejected), "{error:?}");
-            rejected += 1;
+            rejected.fetch_add(1, Ordering::Relaxed);
         }
     }
     let count = sending.await.unwrap();
-    // Each of them waits behind what the other sender has handed over.
-    assert!(rejected > 5, "{rejected}");
     let mut receiver = client.receiver(&other).declare(Declare::Assume).discard_dead_letters().await.unwrap();
     let mut next = 0;
     while next < count {
