@@ -22,13 +22,15 @@ const READ_AHEAD_KIB: (usize, usize) = (1024, 65_536);
 /// Bounds of the number of messages that librdkafka reads ahead in a partition.
 const READ_AHEAD: (usize, usize) = (1_000, 100_000);
 
+/// Options of the classic protocol of groups, which the newer one (`group.protocol=consumer`) has on the broker's side.
+const CLASSIC: &[&str] = &["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"];
+
 /// Options that would break a promise of this crate, and what stands for them.
 const REFUSED: &[(&str, &str)] = &[
     ("bootstrap.servers", "the hosts of the URL are used"),
     ("metadata.broker.list", "the hosts of the URL are used"),
     ("client.id", "use `client_id`"),
     ("group.id", "the queue or the receiver's group is used"),
-    ("group.protocol", "only the classic protocol is supported"),
     ("enable.auto.commit", "offsets are committed when messages are acknowledged"),
     ("auto.commit.enable", "offsets are committed when messages are acknowledged"),
     ("enable.auto.offset.store", "offsets are committed when messages are acknowledged"),
@@ -180,6 +182,11 @@ impl Settings {
             ("heartbeat.interval.ms", "1000".to_owned()),
             ("isolation.level", "read_committed".to_owned()),
         ]);
+        if self.base.get("group.protocol") == Some("consumer") {
+            for option in CLASSIC.iter().filter(|option| self.base.get(option).is_none()) {
+                config.remove(option);
+            }
+        }
         config
             .set("group.id", group)
             .set("enable.auto.commit", "false")
@@ -264,6 +271,18 @@ mod tests {
             assert_eq!(error.context("option"), option.split_once('=').map(|(key, _)| key));
         }
         settings("kafka://a?kafka.acks=all&kafka.enable.idempotence=true").unwrap();
+    }
+
+    #[test]
+    fn the_newer_protocol_of_groups_gets_no_option_of_the_classic_one() {
+        let options = ConsumerOptions::default();
+        let classic = settings("kafka://a").unwrap().consumer("g", &options);
+        let newer = settings("kafka://a?kafka.group.protocol=consumer").unwrap().consumer("g", &options);
+        for option in CLASSIC {
+            assert!(classic.get(option).is_some(), "{option}");
+            assert_eq!(newer.get(option), None);
+        }
+        newer.create::<rdkafka::consumer::BaseConsumer>().expect("librdkafka takes it");
     }
 
     #[test]

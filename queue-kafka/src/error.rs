@@ -49,9 +49,12 @@ fn kind_of(code: Code) -> ErrorKind {
         Code::TopicAlreadyExists | Code::FencedInstanceId | Code::InconsistentGroupProtocol => ErrorKind::Conflict,
         Code::QueueFull | Code::ThrottlingQuotaExceeded => ErrorKind::Throttled,
         Code::PurgeQueue | Code::PurgeInflight => ErrorKind::Closed,
-        Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress | Code::AssignmentLost => {
-            ErrorKind::LeaseLost
-        }
+        Code::UnknownMemberId
+        | Code::IllegalGeneration
+        | Code::RebalanceInProgress
+        | Code::AssignmentLost
+        | Code::StaleMemberEpoch
+        | Code::FencedMemberEpoch => ErrorKind::LeaseLost,
         Code::UnsupportedFeature | Code::UnsupportedVersion => ErrorKind::Unsupported,
         _ => ErrorKind::Internal,
     }
