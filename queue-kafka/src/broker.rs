@@ -138,6 +138,7 @@ impl Broker for KafkaBroker {
         let topic = topic_of(to)?;
         self.link.existing(topic, "send").await?;
         let engine = self.engine(options.deadline)?;
+        engine.find(topic).await;
         let producer = Arc::new(KafkaProducer::new(topic, engine, self.capabilities.clone()));
         remember(&self.producers, &producer);
         Ok(producer)

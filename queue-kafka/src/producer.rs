@@ -12,7 +12,7 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::{DeliveryResult, Message as _};
-use rdkafka::producer::{BaseRecord, ProducerContext, ThreadedProducer};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use tokio::time::{Instant, timeout_at};
 
 use crate::admin::topic_of;
@@ -22,10 +22,14 @@ use crate::error;
 use crate::flights::{Flights, MAX_BATCH, Share};
 use crate::link::{Monitor, Watch, retire};
 
+/// How long a look for a topic may take that was gone.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What a native producer reports to.
 struct Reports {
     watch: Watch,
     flights: Arc<Flights>,
+    gone: Arc<AtomicBool>,
 }
 
 impl ClientContext for Reports {
@@ -50,7 +54,11 @@ impl ProducerContext for Reports {
                 _ => Receipt::accepted(),
             }),
             Err((error, _)) => Err(match error.rdkafka_error_code() {
-                Some(code) => error::of_delivery(code),
+                Some(code) => {
+                    let error = error::of_delivery(code);
+                    self.gone.fetch_or(error.kind() == ErrorKind::NotFound, Ordering::Relaxed);
+                    error
+                }
                 None => error::of_delivery(Code::Unknown),
             }),
         };
@@ -62,6 +70,8 @@ impl ProducerContext for Reports {
 struct Native {
     producer: ThreadedProducer<Reports>,
     flights: Arc<Flights>,
+    /// Messages were refused because their topic was gone.
+    gone: Arc<AtomicBool>,
 }
 
 /// A native producer for one deadline, made anew when a fatal error ends it. Shared by the producers of a broker.
@@ -113,6 +123,15 @@ impl Engine {
         Ok(made)
     }
 
+    /// Makes sure that a topic that exists is not taken for gone any more: librdkafka itself notices after a moment.
+    pub(crate) async fn find(&self, topic: &str) {
+        if let Some(native) = self.native().filter(|native| native.gone.load(Ordering::Relaxed)) {
+            let topic = topic.to_owned();
+            // Where it fails, so do the messages, and with a reason.
+            let _ = tokio::task::spawn_blocking(move || native.look(&topic)).await;
+        }
+    }
+
     /// Ends the native producer; what it has in flight is answered `Unknown`.
     pub(crate) fn close(&self) {
         if let Some(native) = self.native.write().take() {
@@ -130,10 +149,19 @@ impl Drop for Engine {
 impl Native {
     fn new(settings: &Settings, monitor: &Arc<Monitor>, deadline: Duration) -> Result<Self> {
         let flights = Arc::new(Flights::default());
-        let reports = Reports { watch: Watch(monitor.clone()), flights: flights.clone() };
+        let gone = Arc::<AtomicBool>::default();
+        let reports = Reports { watch: Watch(monitor.clone()), flights: flights.clone(), gone: gone.clone() };
         let producer = ThreadedProducer::from_config_and_context(&settings.producer(deadline), reports)
             .map_err(|e| error::of_config(&e))?;
-        Ok(Self { producer, flights })
+        Ok(Self { producer, flights, gone })
+    }
+
+    /// Asks the cluster for a topic, by which librdkafka learns of it.
+    fn look(self: Arc<Self>, topic: &str) {
+        if let Err(error) = self.producer.client().fetch_metadata(Some(topic), LOOK_TIMEOUT) {
+            tracing::debug!(topic, %error, "a topic cannot be looked for");
+        }
+        retire(self);
     }
 }
 
@@ -180,6 +208,9 @@ impl KafkaProducer {
         record.headers = convert::headers(message);
         native.producer.send(record).map_err(|(error, _)| {
             let fatal = error.rdkafka_error_code() == Some(Code::Fatal);
+            if error.rdkafka_error_code() == Some(Code::UnknownTopic) {
+                native.gone.store(true, Ordering::Relaxed);
+            }
             (error::of_enqueue(error).with_context("topic", topic), fatal)
         })
     }

@@ -23,6 +23,7 @@ fn main() {
         ("a_slow_handler_keeps_its_messages", a_slow_handler_keeps_its_messages),
         ("a_message_to_a_missing_topic_fails_alone", a_message_to_a_missing_topic_fails_alone),
         ("a_topic_that_goes_away_ends_its_consumer", a_topic_that_goes_away_ends_its_consumer),
+        ("a_topic_that_was_made_again_takes_messages", a_topic_that_was_made_again_takes_messages),
         ("a_message_that_is_too_large_is_told_so", a_message_that_is_too_large_is_told_so),
         ("groups_have_a_backlog_and_anonymous_readers_none", groups_and_anonymous_readers),
         ("a_receiver_starts_where_it_is_told", a_receiver_starts_where_it_is_told),
@@ -288,6 +289,42 @@ fn a_topic_that_goes_away_ends_its_consumer() {
         println!("a deleted topic was told after {:?}", begun.elapsed());
         assert_eq!(end.unwrap_err().kind(), ErrorKind::NotFound);
         rig.broker.close(in_secs(10)).await;
+    });
+}
+
+fn a_topic_that_was_made_again_takes_messages() {
+    // From a producer that is opened then at once, and from an old one soon.
+    again(true);
+    again(false);
+}
+
+fn again(reopened: bool) {
+    block_on(async {
+        let rig = Rig::new(1).await;
+        let producer = rig.producer().await;
+        let sent = async |producer: &dyn queue_core::Producer| {
+            let (done, verdict) = Completion::new(1);
+            producer.send(vec![Message::new("x")], done);
+            verdict.await
+        };
+        sent(&*producer).await.unwrap();
+        rig.broker.delete(&rig.queue).await.unwrap();
+        let end = in_secs(30);
+        while sent(&*producer).await.is_ok() {
+            assert!(Instant::now() < end, "messages to a topic that is gone are confirmed");
+        }
+        let mut entry = Entry::new(rig.queue.clone());
+        entry.partitions = Some(1);
+        rig.broker.declare(&Topology::from_iter([entry])).await.unwrap();
+        if reopened {
+            sent(&*rig.producer().await).await.unwrap();
+        }
+        let end = in_secs(10);
+        while let Err(error) = sent(&*producer).await {
+            assert!(Instant::now() < end, "{error:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        rig.end().await;
     });
 }
 
