@@ -45,6 +45,7 @@ compose_state() {
 }
 
 compose_kill() { compose kill --signal SIGKILL "$@" >&2; }
+compose_stop() { compose stop --timeout "$deadline" "$@" >&2; }
 compose_freeze() { compose pause "$@" >&2; }
 compose_thaw() { compose unpause "$@" >&2; }
 

@@ -79,6 +79,19 @@ native_kill() {
   for name in "$@"; do slay "$name"; done
 }
 
+# As long as it may take to start.
+native_stop() {
+  local name pid end=$((SECONDS + deadline))
+  for name in "$@"; do signal "$name" TERM || true; done
+  for name in "$@"; do
+    pid=$(cat "$(pid_file "$name")" 2>/dev/null) || continue
+    until is_gone "$pid"; do
+      ((SECONDS < end)) || die "$name does not end within $deadline s"
+      sleep 0.05
+    done
+  done
+}
+
 native_freeze() {
   local name pid
   for name in "$@"; do

@@ -44,7 +44,7 @@ sqs_speaks() {
 ready_line_of() {
   case $1 in
     rabbitmq*) echo 'Server startup complete' ;;
-    kafka) echo 'Kafka Server started' ;;
+    kafka*) echo 'Kafka Server started' ;;
     sqs) echo 'started in' ;;
   esac
 }

@@ -34,17 +34,18 @@ dir_of() { echo "$run_dir/$1"; }
 log_of() { echo "$run_dir/$1/broker.log"; }
 
 usual_names=(rabbitmq kafka sqs)
-all_names=(rabbitmq rabbitmq4 rabbitmq-{1,2,3} rabbitmq4-{1,2,3} kafka sqs)
+all_names=(rabbitmq rabbitmq4 rabbitmq-{1,2,3} rabbitmq4-{1,2,3} kafka kafka-{1,2,3} sqs)
 
 check_name() {
   [[ " ${all_names[*]} " == *" $1 "* ]] ||
-    die "unknown broker: $1 (there are rabbitmq, rabbitmq4, kafka, sqs, cluster and cluster4)"
+    die "unknown broker: $1 (there are rabbitmq, rabbitmq4, kafka, sqs, cluster, cluster4 and kafka-cluster)"
 }
 
-# Which functions are a broker's: all nodes of RabbitMQ are alike.
+# Which functions are a broker's: all nodes of RabbitMQ are alike, and all of Kafka.
 kind_of() {
   case $1 in
     rabbitmq*) echo rabbitmq ;;
+    kafka*) echo kafka ;;
     *) echo "$1" ;;
   esac
 }
@@ -54,16 +55,18 @@ cluster_of() {
   case $1 in
     rabbitmq-[123]) echo rabbitmq-{1,2,3} ;;
     rabbitmq4-[123]) echo rabbitmq4-{1,2,3} ;;
+    kafka-[123]) echo kafka-{1,2,3} ;;
   esac
 }
 
 # From 32768 on the kernel may have lent a port to an outgoing connection.
 check_ports() {
-  local name port ports=("$ANYQUEUE_EPMD_PORT" "$ANYQUEUE_KAFKA_CONTROLLER_PORT") seen=' '
+  local name port ports=("$ANYQUEUE_EPMD_PORT") seen=' '
   for name in "${all_names[@]}"; do
     port=$(port_of "$name")
     ports+=("$port")
     [[ $name != rabbitmq* ]] || ports+=("$((port + 10000))" "$((port + 20000))")
+    [[ $name != kafka* ]] || ports+=("$(controller_port_of "$name")")
   done
   for port in "${ports[@]}"; do
     [[ $port =~ ^[1-9][0-9]{0,4}$ ]] && ((port < 32768)) || die "not a port below 32768: $port"
@@ -79,14 +82,23 @@ port_of() {
     rabbitmq-[123]) echo "$((ANYQUEUE_RABBITMQ_PORT + 2 + ${1#rabbitmq-}))" ;;
     rabbitmq4-[123]) echo "$((ANYQUEUE_RABBITMQ_PORT + 5 + ${1#rabbitmq4-}))" ;;
     kafka) echo "$ANYQUEUE_KAFKA_PORT" ;;
+    kafka-[123]) echo "$((ANYQUEUE_KAFKA_PORT + 1 + ${1#kafka-}))" ;;
     sqs) echo "$ANYQUEUE_SQS_PORT" ;;
+  esac
+}
+
+# Where the controllers of Kafka speak with each other.
+controller_port_of() {
+  case $1 in
+    kafka) echo "$ANYQUEUE_KAFKA_CONTROLLER_PORT" ;;
+    kafka-[123]) echo "$((ANYQUEUE_KAFKA_PORT + 4 + ${1#kafka-}))" ;;
   esac
 }
 
 url_of() {
   case $1 in
     rabbitmq*) echo "amqp://guest:guest@127.0.0.1:$(port_of "$1")" ;;
-    kafka) echo "kafka://127.0.0.1:$ANYQUEUE_KAFKA_PORT" ;;
+    kafka*) echo "kafka://127.0.0.1:$(port_of "$1")" ;;
     sqs) echo "sqs://127.0.0.1:$ANYQUEUE_SQS_PORT?region=us-east-1&access_key=test&secret_key=test" ;;
   esac
 }
