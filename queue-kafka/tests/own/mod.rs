@@ -1,6 +1,8 @@
 //! Brokers of a test's own, by `scripts/brokers`.
 #![allow(dead_code)]
 
+pub(crate) mod relay;
+
 use std::path::{Path, PathBuf};
 
 use tokio::process::Command;
