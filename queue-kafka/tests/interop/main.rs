@@ -1,12 +1,14 @@
-//! Both ways with kafka-python, a client in another language.
+//! Both ways with kafka-python and Java, clients in other languages.
 //!
-//! `scripts/interop` makes the Python that runs the programs beside this file.
+//! `scripts/interop` makes the Python that runs the programs beside this file; those in Java come with the broker of
+//! `scripts/brokers`.
 
 #[path = "../common/mod.rs"]
 mod common;
 
 mod copies;
 mod from_python;
+mod java;
 mod members;
 mod partitions;
 mod positions;
@@ -46,6 +48,10 @@ fn main() {
         copies::a_dead_letter_is_a_plain_message_for_kafka_python,
         copies::a_dead_letter_that_kafka_python_sent_back_is_the_message_again,
         copies::a_retry_is_nothing_that_kafka_python_could_see,
+        java::a_key_goes_to_the_partition_that_java_chooses,
+        java::records_are_the_same_for_java_and_here,
+        java::java_goes_on_where_a_receiver_was_and_the_other_way_round,
+        java::java_with_its_defaults_shares_a_group,
     ]);
 }
 

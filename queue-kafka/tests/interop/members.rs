@@ -13,7 +13,7 @@ const PARTITIONS: u32 = 4;
 const COUNT: u32 = 400;
 
 /// Takes what comes within a moment, acknowledges it, and counts it.
-async fn work(consumer: &dyn Consumer, seen: &mut BTreeMap<String, u32>) {
+pub(crate) async fn work(consumer: &dyn Consumer, seen: &mut BTreeMap<String, u32>) {
     let Ok(received) = timeout(Duration::from_millis(200), some(consumer, 100)).await else { return };
     let received = received.unwrap();
     for one in &received {

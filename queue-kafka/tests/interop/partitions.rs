@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::common::{Rig, in_secs};
 use crate::python::{self, hex};
 
-const PARTITIONS: u32 = 8;
+pub(crate) const PARTITIONS: u32 = 8;
 
 /// Keys of every length up to 40 bytes, among them each single byte and the empty one.
 fn keys() -> Vec<Vec<u8>> {
@@ -19,7 +19,7 @@ fn keys() -> Vec<Vec<u8>> {
 }
 
 /// Where the broker put each message.
-async fn partitions(rig: &Rig, messages: Vec<Message>) -> Vec<u32> {
+pub(crate) async fn partitions(rig: &Rig, messages: Vec<Message>) -> Vec<u32> {
     let (done, verdict) = Completion::new(messages.len());
     let count = messages.len();
     rig.producer().await.send(messages, done);
