@@ -97,7 +97,7 @@ pub(crate) async fn java_with_its_defaults_shares_a_group() {
     let consumer = rig.consumer().await;
     let (mut here, mut there) = (BTreeMap::new(), BTreeSet::new());
     // Ends when it gets nothing more.
-    let mut java = start(CONSUMER, name, &["--group", name, "--timeout-ms", "5000"]);
+    let mut java = start(CONSUMER, name, &["--group", name, "--timeout-ms", "10000"]);
     let mut lines = BufReader::new(java.stdout.take().unwrap()).lines();
     let mut sent = 0;
     let deadline = in_secs(60);

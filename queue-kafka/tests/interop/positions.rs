@@ -46,7 +46,7 @@ pub(crate) async fn kafka_python_goes_on_where_a_receiver_was() {
 }
 
 pub(crate) async fn a_receiver_goes_on_where_kafka_python_was() {
-    for metadata in ["", "host-7", "aq1:", "aq1:x", "aq2:1+2", "ünï"] {
+    for metadata in ["host-7", "aq1:x", "ünï"] {
         let rig = Rig::new(1).await;
         rig.send(numbered(0..10)).await;
         assert_eq!(taken(&rig, 4, metadata).await, numbers(0..4));
