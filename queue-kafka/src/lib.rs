@@ -32,3 +32,8 @@ fn connect(endpoint: Endpoint, events: Events) -> BoxFuture<'static, Result<Arc<
         Ok(broker)
     })
 }
+
+/// The code on the page about Kafka compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/kafka.md")]
+struct Page;

@@ -441,7 +441,9 @@ impl Poller {
                 // A broker that has just come back may not know all topics yet.
                 self.missing_since.get_or_insert_with(Instant::now);
             }
-            (KafkaError::MessageConsumptionFatal(_), _) | (_, ErrorKind::Unauthorized) => self.inbox.fail(mapped),
+            (KafkaError::MessageConsumptionFatal(_), _) | (_, ErrorKind::Unauthorized | ErrorKind::Conflict) => {
+                self.inbox.fail(mapped);
+            }
             _ => tracing::debug!(error = %mapped, "transient"),
         }
     }

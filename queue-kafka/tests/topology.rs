@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use common::*;
 use queue_core::{
-    Address, Completion, ConsumerOptions, Entry, ErrorKind, EventKind, Events, ProducerOptions, Source, Topology,
+    Address, Completion, ConsumerOptions, Entry, ErrorKind, EventKind, Events, Message, ProducerOptions, Source,
+    Topology,
 };
 use tokio::time::Instant;
 
@@ -20,6 +21,7 @@ fn main() {
         ("everything_is_closed_after_a_close", everything_is_closed_after_a_close),
         ("opening_and_closing_leaks_no_threads", opening_and_closing_leaks_no_threads),
         ("what_a_purge_removed_unread_is_told", what_a_purge_removed_unread_is_told),
+        ("messages_packed_by_any_codec_are_read", messages_packed_by_any_codec_are_read),
     ]);
 }
 
@@ -193,5 +195,23 @@ fn what_a_purge_removed_unread_is_told() {
         let error = event.error.unwrap();
         assert_eq!((error.context("from"), error.context("to")), (Some("1"), Some("10")));
         rig.end().await;
+    });
+}
+
+fn messages_packed_by_any_codec_are_read() {
+    block_on(async {
+        for codec in ["gzip", "snappy", "lz4", "zstd"] {
+            // Whatever was sent, the broker packs it so.
+            let broker = connect_to(&format!("{}?kafka.compression.type={codec}", url().unwrap())).await.unwrap();
+            let mut entry = Entry::new(fresh_name().parse().unwrap());
+            entry.native.insert("compression.type".to_owned(), codec.to_owned());
+            let rig = Rig { broker, queue: entry.address.clone() };
+            rig.broker.declare(&Topology::from_iter([entry])).await.unwrap();
+            let message = Message::new(vec![b'x'; 10_000]);
+            rig.send(vec![message.clone()]).await;
+            let received = receive(&*rig.consumer().await, 1).await.remove(0);
+            assert_eq!(received.message.unwrap().payload(), message.payload(), "{codec}");
+            rig.end().await;
+        }
     });
 }
