@@ -21,8 +21,7 @@ use queue_kafka::DRIVER;
 
 /// Waits are shorter than the defaults, so that a fault is over sooner. What was acknowledged within a commit interval
 /// before a member is lost comes again; with a short one that is less than the suite explains.
-const OPTIONS: &str = "connect_timeout=5s&request_timeout=5s&commit_interval=10ms&kafka.socket.timeout.ms=3000\
-                       &kafka.session.timeout.ms=6000";
+const OPTIONS: &str = "connect_timeout=5s&request_timeout=5s&commit_interval=10ms&kafka.session.timeout.ms=6000";
 
 /// How long a killed broker stays down; then it needs three seconds and more to start. Less than that, and members of a
 /// group might meet it again within their session and keep what they hold, or might not.
