@@ -341,7 +341,14 @@ impl Link {
             for partition in partitions {
                 list.add_partition(&topic, partition);
             }
-            let answer = client.committed_offsets(list, within);
+            let deadline = Instant::now() + within;
+            let answer = loop {
+                let left = deadline.saturating_duration_since(Instant::now());
+                match client.committed_offsets(list.clone(), left) {
+                    Err(error) if is_moving(&error) && left > AGAIN => std::thread::sleep(AGAIN),
+                    answer => break answer,
+                }
+            };
             retire(client);
             positions(&answer?)
         })
@@ -362,6 +369,12 @@ impl Drop for Link {
             retire_if_last(client);
         }
     }
+}
+
+/// Whether the broker that keeps a group's positions is only just being found, or reads them.
+fn is_moving(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(Code::NotCoordinator | Code::CoordinatorNotAvailable | Code::CoordinatorLoadInProgress))
 }
 
 fn retire_if_last(client: Arc<Client>) {
