@@ -11,11 +11,13 @@
 //! | `PAIRS` | pairs of runs per case (15) |
 //! | `MESSAGES` | messages per run (500,000) |
 //! | `SIZES` | payloads in bytes (`64,1024`) |
-//! | `CASE` | a part of the name of the cases to run: `batch`, `submit`, `receive` |
+//! | `CASE` | a part of the name of the cases to run: `batch`, `submit`, `receive`; `keys` is a benchmark of its own, see `keys.rs` |
 #![allow(clippy::cast_possible_truncation, reason = "figures of a benchmark are small")]
 
 #[path = "../common/compare.rs"]
 mod compare;
+mod keys;
+mod nap;
 mod ours;
 #[path = "../common/process.rs"]
 mod process;
@@ -45,9 +47,12 @@ fn main() -> ExitCode {
         eprintln!("ANYQUEUE_TEST_KAFKA_URL is not set: start a cluster with scripts/brokers up kafka");
         return ExitCode::FAILURE;
     };
+    let wanted = setting("CASE", String::new());
+    if wanted == "keys" {
+        return keys::compare(&url);
+    }
     let url = format!("{url}?partitions={PARTITIONS}");
-    let (pairs, messages, wanted) =
-        (setting("PAIRS", 15), setting("MESSAGES", 500_000), setting("CASE", String::new()));
+    let (pairs, messages) = (setting("PAIRS", 15), setting("MESSAGES", 500_000));
     let sizes = setting("SIZES", "64,1024".to_owned());
     println!("{messages} messages a run, {pairs} pairs; µs are CPU of the client's process per message");
     title(NATIVE);

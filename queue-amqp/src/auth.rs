@@ -1,23 +1,15 @@
 //! How a connection logs in: passwords, certificates, tokens.
 
 use std::fmt;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
-use queue_core::{Error, ErrorKind, Result, Secret};
+use queue_core::{Result, Secret, TokenProvider, files};
 use serde::Deserialize;
 
 /// How often a file with a token is read again.
 const LOOK_AT_FILE: Duration = Duration::from_secs(2);
-/// Shortest time between two questions for a token.
-const MIN_RENEWAL: Duration = Duration::from_millis(500);
-/// A token is renewed when this part of its life is over.
-const RENEW_AT: f64 = 0.75;
-/// Far above what a server takes as a token, a password, or a list of authorities.
-const MAX_FILE: u64 = 4 << 20;
 
 /// How a connection logs in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -32,53 +24,6 @@ pub enum Auth {
     External,
     /// A token instead of a password; the server needs the plugin `rabbitmq_auth_backend_oauth2`.
     Oauth2,
-}
-
-/// A token of OAuth 2, and how long it is good for.
-///
-/// ```
-/// use std::time::Duration;
-/// use queue_amqp::Token;
-///
-/// let token = Token::new("eyJhbGciOi…").valid_for(Duration::from_secs(300));
-/// assert_eq!(format!("{token:?}"), "Token { secret: ***, valid_for: Some(300s) }");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Token {
-    secret: Secret,
-    valid_for: Option<Duration>,
-}
-
-impl Token {
-    /// Makes a token that never expires; see [`valid_for`](Self::valid_for).
-    #[must_use]
-    pub fn new(secret: impl Into<Secret>) -> Self {
-        Self { secret: secret.into(), valid_for: None }
-    }
-
-    /// Says how long the token is good for from now on: `expires_in` of a token server's answer. Three quarters of it
-    /// later the next one is asked for.
-    #[must_use]
-    pub fn valid_for(mut self, time: Duration) -> Self {
-        self.valid_for = Some(time);
-        self
-    }
-}
-
-/// Gives tokens of OAuth 2, for [`AmqpBroker::connect_with_tokens`](crate::AmqpBroker::connect_with_tokens).
-///
-/// Asked at every connect and reconnect of each of the two connections, and before a token expires; a provider for which
-/// a token is expensive keeps it.
-#[async_trait]
-pub trait TokenProvider: Send + Sync + 'static {
-    /// Gives a token that is good now.
-    ///
-    /// The wait is bounded: by `connect_timeout` or the time between reconnects while connecting, by
-    /// `operation_timeout` while connected. The future is dropped then, and the provider asked again later.
-    ///
-    /// # Errors
-    /// Whatever hinders it; shown in `health()`. Never put the token into it.
-    async fn token(&self) -> Result<Token>;
 }
 
 /// Where user and secret come from.
@@ -110,7 +55,7 @@ impl Login {
             Self::TokenFile { user, path } => (user, secret_of(path).await?, Some(LOOK_AT_FILE)),
             Self::Tokens { user, provider } => {
                 let token = provider.token().await?;
-                (user, token.secret, token.valid_for.map(|time| time.mul_f64(RENEW_AT).max(MIN_RENEWAL)))
+                (user, token.secret().clone(), token.renew_in())
             }
         };
         Ok(Credentials { login: Some((user.clone(), secret)), renew_in })
@@ -135,29 +80,16 @@ impl fmt::Debug for Login {
 }
 
 async fn secret_of(path: &Path) -> Result<Secret> {
-    let bytes = read(path).await?;
-    match std::str::from_utf8(&bytes).map(str::trim_end) {
-        Ok("") => Err(bad_file(path, "the file is empty")),
-        Ok(text) => Ok(Secret::from(text)),
-        Err(_) => Err(bad_file(path, "the file is not text")),
-    }
+    off_the_runtime(path, files::secret).await
 }
 
 /// Reads a small file.
 pub(crate) async fn read(path: &Path) -> Result<Vec<u8>> {
-    let owned = path.to_owned();
-    let read = tokio::task::spawn_blocking(move || {
-        let mut bytes = Vec::new();
-        std::fs::File::open(owned)?.take(MAX_FILE).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
-    });
-    match read.await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) => Err(bad_file(path, "the file cannot be read").with_source(error)),
-        Err(error) => Err(bad_file(path, "the file cannot be read").with_source(error)),
-    }
+    off_the_runtime(path, files::read).await
 }
 
-pub(crate) fn bad_file(path: &Path, why: &'static str) -> Error {
-    Error::new(ErrorKind::InvalidConfig, why).with_operation("connect").with_context("file", path.display())
+async fn off_the_runtime<T: Send + 'static>(path: &Path, read: fn(&Path) -> Result<T>) -> Result<T> {
+    let owned = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || read(&owned)).await;
+    read.unwrap_or_else(|error| Err(files::bad(path, "the file cannot be read").with_source(error)))
 }

@@ -12,12 +12,11 @@ use futures::future::join_all;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
-    Message, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, Topology,
+    Message, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, TokenProvider, Topology,
 };
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
-use crate::auth::TokenProvider;
 use crate::capability;
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;

@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
+use queue_core::{Endpoint, Error, ErrorKind, Result, Secret, TokenProvider};
 use serde::Deserialize;
 
-use crate::auth::{Auth, Login, TokenProvider};
+use crate::auth::{Auth, Login};
 #[cfg(feature = "management")]
 use crate::management::Management;
 use crate::tls::Tls;
@@ -229,6 +229,11 @@ fn login(
             // The server takes the user from the token.
             let user = user.unwrap_or_default();
             match (tokens, &config.token_file, &endpoint.password) {
+                (Some(provider), ..) if provider.needs_tls() && tls.is_none() => {
+                    return Err(refused(
+                        "the tokens of this provider go over TLS only: the URL has to start with amqps",
+                    ));
+                }
                 (Some(provider), ..) => Login::Tokens { user, provider },
                 (None, Some(path), _) => Login::TokenFile { user, path: path.clone() },
                 (None, None, Some(token)) => Login::Password { user, password: token.clone() },
@@ -236,4 +241,34 @@ fn login(
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use queue_core::{ErrorKind, Token};
+
+    use super::*;
+
+    struct Shy;
+
+    #[async_trait]
+    impl TokenProvider for Shy {
+        async fn token(&self) -> Result<Token> {
+            Ok(Token::new("a-token"))
+        }
+
+        fn needs_tls(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn a_provider_that_needs_tls_gets_it() {
+        let target = |url: &str| Target::new(&url.parse().unwrap(), Some(Arc::new(Shy)));
+        let error = target("amqp://a").err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::InvalidConfig);
+        assert!(error.message().contains("amqps"), "{error}");
+        assert!(target("amqps://a").is_ok());
+    }
 }

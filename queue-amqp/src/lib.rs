@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 mod auth;
 mod broker;
@@ -34,9 +35,10 @@ use std::sync::Arc;
 use futures::FutureExt;
 use queue_core::{Broker, Driver, option_names};
 
-pub use crate::auth::{Auth, Token, TokenProvider};
+pub use crate::auth::Auth;
 pub use crate::broker::AmqpBroker;
 pub use crate::config::AmqpConfig;
+pub use queue_core::{Token, TokenProvider};
 
 /// Connects to `amqp://` and `amqps://` URLs.
 pub const DRIVER: Driver =

@@ -4,14 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use lapin::tcp::RustlsConnector;
-use queue_core::{Error, ErrorKind, Result};
+use queue_core::{Error, ErrorKind, Result, files};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_platform_verifier::BuilderVerifierExt;
 
-use crate::auth::{bad_file, read};
+use crate::auth::read;
 use crate::config::AmqpConfig;
 
 /// The files of a connection over TLS.
@@ -84,7 +84,7 @@ impl Tls {
                 for certificate in certificates {
                     roots
                         .add(certificate)
-                        .map_err(|e| bad_file(path, "a certificate cannot be used").with_source(e))?;
+                        .map_err(|e| files::bad(path, "a certificate cannot be used").with_source(e))?;
                 }
                 config.with_root_certificates(roots)
             }
@@ -97,7 +97,7 @@ impl Tls {
         Ok(match identity {
             Some((path, certificates, key)) => config
                 .with_client_auth_cert(certificates, key)
-                .map_err(|e| bad_file(path, "the key does not fit the certificate").with_source(e))?,
+                .map_err(|e| files::bad(path, "the key does not fit the certificate").with_source(e))?,
             None => config.with_no_client_auth(),
         })
     }
@@ -106,14 +106,14 @@ impl Tls {
 async fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let pem = read(path).await?;
     match CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>() {
-        Ok(certificates) if certificates.is_empty() => Err(bad_file(path, "there is no certificate in the file")),
+        Ok(certificates) if certificates.is_empty() => Err(files::bad(path, "there is no certificate in the file")),
         Ok(certificates) => Ok(certificates),
-        Err(error) => Err(bad_file(path, "the file is not PEM").with_source(error)),
+        Err(error) => Err(files::bad(path, "the file is not PEM").with_source(error)),
     }
 }
 
 async fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let pem = read(path).await?;
     // The cause could show a part of the key.
-    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| bad_file(path, "there is no private key in the file"))
+    PrivateKeyDer::from_pem_slice(&pem).map_err(|_| files::bad(path, "there is no private key in the file"))
 }

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use futures::task::AtomicWaker;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
 
-use crate::error::{Error, Outcome, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::message::Message;
 use crate::producer::Receipt;
+use crate::wakes;
 
 /// States of a slot; the bits above count how often the message was sent again.
 pub(crate) const PENDING: u32 = 0;
@@ -63,6 +64,11 @@ impl SlotRef {
         self.index as usize
     }
 
+    /// Whether the message has its verdict.
+    pub(crate) fn is_final(&self) -> bool {
+        self.block.is_final(self.index)
+    }
+
     /// How often the message was sent before this try.
     pub(crate) fn tries(&self) -> u32 {
         self.epoch
@@ -101,9 +107,14 @@ pub(crate) struct Block {
     pub(crate) len: u32,
     pub(crate) remaining: AtomicU32,
     pub(crate) first: Slot,
+    /// Waits for the last verdict.
     waker: AtomicWaker,
-    /// What a single message never needs that was accepted without more.
-    rest: OnceLock<Box<Rest>>,
+    /// Which of the first 64 messages somebody waits for alone.
+    awaited: AtomicU64,
+    /// The slots behind the first.
+    more: OnceLock<Box<[Slot]>>,
+    /// What messages that are accepted without more never need.
+    side: OnceLock<Box<Mutex<Side>>>,
     pub(crate) owner: Option<Arc<dyn Owner>>,
     /// How many messages, from the first on, were handed over or refused; the others hold no window.
     handed: AtomicU32,
@@ -112,19 +123,14 @@ pub(crate) struct Block {
     pub(crate) deadline: Instant,
 }
 
-#[derive(Default)]
-struct Rest {
-    /// The slots behind the first.
-    more: OnceLock<Box<[Slot]>>,
-    side: Mutex<Side>,
-}
-
 #[derive(Debug, Default)]
 pub(crate) struct Side {
     pub(crate) failures: Vec<(u32, Error)>,
     pub(crate) ids: Vec<(u32, Box<str>)>,
     /// Those that a try may have left with the broker: no later failure says that it has them not.
     pub(crate) doubtful: BTreeSet<u32>,
+    /// Those who wait for one message, in its place.
+    wakers: Vec<Option<Waker>>,
 }
 
 impl fmt::Debug for Block {
@@ -141,7 +147,9 @@ impl Block {
             remaining: AtomicU32::new(len),
             first: Slot::default(),
             waker: AtomicWaker::new(),
-            rest: OnceLock::new(),
+            awaited: AtomicU64::new(0),
+            more: OnceLock::new(),
+            side: OnceLock::new(),
             owner,
             handed: AtomicU32::new(0),
             cost: u32::try_from(cost).unwrap_or(u32::MAX),
@@ -157,6 +165,11 @@ impl Block {
         self.deadline
     }
 
+    /// Window that each message holds.
+    pub(crate) fn cost(&self) -> usize {
+        self.cost as usize
+    }
+
     /// The messages below `end` are handed over, and hold window.
     pub(crate) fn hand(&self, end: usize) {
         self.handed.store(u32::try_from(end).unwrap_or(u32::MAX).min(self.len), Ordering::Release);
@@ -169,6 +182,19 @@ impl Block {
         }
     }
 
+    /// There are no more messages than those that were handed over.
+    pub(crate) fn seal(&self) {
+        let unused = self.len - self.handed.load(Ordering::Acquire);
+        if unused > 0
+            && self.remaining.fetch_sub(unused, Ordering::AcqRel) == unused
+            && let Some(owner) = &self.owner
+        {
+            // Whoever flushes looks again.
+            owner.release(0);
+        }
+    }
+
+    /// Whether every message has its verdict.
     pub(crate) fn is_done(&self) -> bool {
         self.remaining.load(Ordering::Acquire) == 0
     }
@@ -177,29 +203,25 @@ impl Block {
         SlotRef { block: self.clone(), index: u32::try_from(index).unwrap_or(u32::MAX), epoch: 0 }
     }
 
-    fn rest(&self) -> &Rest {
-        self.rest.get_or_init(Box::default)
-    }
-
     /// Whether no slot behind the first was looked at.
     pub(crate) fn is_untouched(&self) -> bool {
-        self.rest.get().is_none_or(|rest| rest.more.get().is_none())
+        self.more.get().is_none()
     }
 
     pub(crate) fn side(&self) -> MutexGuard<'_, Side> {
-        self.rest().side.lock()
+        self.side.get_or_init(Box::default).lock()
     }
 
     /// The side, if anything was told there.
     pub(crate) fn told(&self) -> Option<MutexGuard<'_, Side>> {
-        self.rest.get().map(|rest| rest.side.lock())
+        self.side.get().map(|side| side.lock())
     }
 
     pub(crate) fn slot(&self, index: u32) -> &Slot {
         if index == 0 {
             return &self.first;
         }
-        let more = self.rest().more.get_or_init(|| (1..self.len).map(|_| Slot::default()).collect());
+        let more = self.more.get_or_init(|| (1..self.len).map(|_| Slot::default()).collect());
         &more[index as usize - 1]
     }
 
@@ -228,7 +250,7 @@ impl Block {
                 let mut side = self.side();
                 if slot
                     .state
-                    .compare_exchange(expected, expected & !TAG | FAILED, Ordering::AcqRel, Ordering::Acquire)
+                    .compare_exchange(expected, expected & !TAG | FAILED, Ordering::SeqCst, Ordering::Acquire)
                     .is_err()
                 {
                     return false;
@@ -237,13 +259,15 @@ impl Block {
                 side.failures.push((index, error));
                 drop(side);
                 self.resolved(1);
+                self.tell(index);
                 return true;
             }
         };
         let moved =
-            slot.state.compare_exchange(expected, expected & !TAG | tag, Ordering::AcqRel, Ordering::Acquire).is_ok();
+            slot.state.compare_exchange(expected, expected & !TAG | tag, Ordering::SeqCst, Ordering::Acquire).is_ok();
         if moved {
             self.resolved(1);
+            self.tell(index);
         }
         moved
     }
@@ -254,7 +278,7 @@ impl Block {
             owner.release(self.cost as usize * count as usize);
         }
         if before == count {
-            self.waker.wake();
+            self.waker.take().into_iter().for_each(wakes::wake);
         }
     }
 
@@ -274,7 +298,7 @@ impl Block {
             if let Some(owner) = &self.owner {
                 owner.release(0);
             }
-            self.waker.wake();
+            self.waker.take().into_iter().for_each(wakes::wake);
         }
     }
 
@@ -320,6 +344,61 @@ impl Block {
         self.told()?.failures.iter().find(|(i, _)| *i == index).map(|(_, e)| e.clone())
     }
 
+    /// The verdict of a message that has one.
+    pub(crate) fn verdict(&self, index: u32) -> Result<Receipt> {
+        if self.slot(index).state.load(Ordering::Acquire) & TAG != FAILED {
+            return Ok(self.receipt(index));
+        }
+        let lost = || Error::new(ErrorKind::Internal, "the reason of a failure is gone");
+        Err(self.failure(index).unwrap_or_else(lost))
+    }
+
+    /// Whether a message has its verdict.
+    pub(crate) fn is_final(&self, index: u32) -> bool {
+        is_final(self.slot(index).state.load(Ordering::SeqCst))
+    }
+
+    /// Waits for one of the first 64 messages.
+    pub(crate) fn poll_slot(&self, index: u32, cx: &mut Context<'_>) -> Poll<()> {
+        if self.is_final(index) {
+            return Poll::Ready(());
+        }
+        {
+            let mut side = self.side();
+            let place = index as usize;
+            if side.wakers.len() <= place {
+                side.wakers.resize(self.len.min(u64::BITS) as usize, None);
+            }
+            match &mut side.wakers[place] {
+                Some(waker) => waker.clone_from(cx.waker()),
+                empty => *empty = Some(cx.waker().clone()),
+            }
+        }
+        // Before it looks again; a verdict is written before it looks for those who wait.
+        self.awaited.fetch_or(1 << index, Ordering::SeqCst);
+        if !self.is_final(index) {
+            return Poll::Pending;
+        }
+        self.waker_of(index);
+        Poll::Ready(())
+    }
+
+    fn waker_of(&self, index: u32) -> Option<Waker> {
+        self.side().wakers.get_mut(index as usize)?.take()
+    }
+
+    /// Wakes whoever waits for this message alone.
+    fn tell(&self, index: u32) {
+        if index >= u64::BITS || self.awaited.load(Ordering::SeqCst) >> index & 1 == 0 {
+            return;
+        }
+        let waker = self.waker_of(index);
+        if let Some(waker) = waker {
+            wakes::wake(waker);
+        }
+    }
+
+    /// Waits for every message.
     pub(crate) fn poll_done(&self, cx: &mut Context<'_>) -> Poll<()> {
         if self.is_done() {
             return Poll::Ready(());

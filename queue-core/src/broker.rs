@@ -19,6 +19,7 @@ use crate::event::{Events, Health};
 use crate::producer::Producer;
 use crate::request::Requests;
 use crate::topology::Topology;
+use crate::transaction::Transactions;
 
 /// A kind of broker that can be connected to by URL.
 #[derive(Clone, Copy)]
@@ -118,7 +119,7 @@ impl Default for ConsumerOptions {
 }
 
 /// Figures about a source, each where the broker tells it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
     /// Messages that wait.
@@ -129,7 +130,19 @@ pub struct Stats {
     pub oldest: Option<Duration>,
     /// Receivers.
     pub consumers: Option<u64>,
-    /// Messages behind the end of the log.
+    /// Messages behind the end of the log, in all partitions.
+    pub lag: Option<u64>,
+    /// Figures by partition, in the order of their numbers; empty where there are none, or the broker does not tell.
+    pub partitions: Vec<PartitionStats>,
+}
+
+/// Figures about one partition of a source, each where the broker tells it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PartitionStats {
+    /// The partition's number, as in [`Position::partition`](crate::Position::partition).
+    pub partition: u32,
+    /// Messages behind the end of its log. Those of all partitions add up to [`Stats::lag`].
     pub lag: Option<u64>,
 }
 
@@ -213,6 +226,11 @@ pub trait Broker: fmt::Debug + Send + Sync + 'static {
 
     /// Requests with replies, where the capability `requests` is declared.
     fn requests(&self) -> Option<&dyn Requests> {
+        None
+    }
+
+    /// Transactions, where the capability `transactions` is declared.
+    fn transactions(&self) -> Option<&dyn Transactions> {
         None
     }
 

@@ -24,6 +24,7 @@ use crate::receiver::{ReceiverBuilder, ReceiverConfig};
 use crate::registry;
 use crate::sender::{SenderBuilder, SenderConfig};
 use crate::topology::{Declare, Topology};
+use crate::transactor::TransactorBuilder;
 
 /// A connection to a broker, from which senders and receivers are opened. Cheap to clone.
 ///
@@ -148,6 +149,14 @@ impl Client {
     {
         let target = from.try_into().map_err(Error::from).map(|from| (self.clone(), from));
         ReceiverBuilder::new(target, self.0.receiver_defaults.clone())
+    }
+
+    /// Opens the transactions of this name: `client.transactions("billing-1").await?`. See [`Transactor`](crate::Transactor).
+    ///
+    /// The name belongs to one instance of a program at a time, and is the same whenever that instance starts again: what
+    /// its predecessor left open is given up then, and a predecessor that still runs is shut out.
+    pub fn transactions(&self, name: impl Into<String>) -> TransactorBuilder {
+        TransactorBuilder::new(self.clone(), name.into())
     }
 
     /// What the broker can do at most; a sender's and a receiver's own are exact.

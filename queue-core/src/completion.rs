@@ -14,6 +14,7 @@ use crate::verdict::BatchVerdict;
 #[derive(Debug)]
 enum Target {
     Whole(Arc<Block>),
+    One(SlotRef),
     Slots(Vec<SlotRef>),
     Spent,
 }
@@ -38,6 +39,10 @@ impl Completion {
         Self(Target::Whole(block.clone()))
     }
 
+    pub(crate) fn one(slot: SlotRef) -> Self {
+        Self(Target::One(slot))
+    }
+
     pub(crate) fn slots(slots: Vec<SlotRef>) -> Self {
         Self(Target::Slots(slots))
     }
@@ -45,7 +50,7 @@ impl Completion {
     /// A completion of its own for each message.
     pub(crate) fn split(mut self) -> Vec<Self> {
         let place = |i| self.place(i).map(|(block, index, epoch)| SlotRef { block: block.clone(), index, epoch });
-        let parts = (0..self.len()).filter_map(place).map(|slot| Self(Target::Slots(vec![slot]))).collect();
+        let parts = (0..self.len()).filter_map(place).map(Self::one).collect();
         self.0 = Target::Spent;
         parts
     }
@@ -56,6 +61,7 @@ impl Completion {
     pub fn len(&self) -> usize {
         match &self.0 {
             Target::Whole(block) => block.len(),
+            Target::One(_) => 1,
             Target::Slots(slots) => slots.len(),
             Target::Spent => 0,
         }
@@ -65,7 +71,8 @@ impl Completion {
     pub(crate) fn is_over(&self) -> bool {
         match &self.0 {
             Target::Whole(block) => block.is_done(),
-            Target::Slots(slots) => slots.iter().all(|slot| slot.block.is_done()),
+            Target::One(slot) => slot.is_final(),
+            Target::Slots(slots) => slots.iter().all(SlotRef::is_final),
             Target::Spent => true,
         }
     }
@@ -78,7 +85,8 @@ impl Completion {
     pub fn is_over_for(&self, index: usize) -> bool {
         match &self.0 {
             Target::Whole(block) => block.is_done(),
-            Target::Slots(slots) => slots.get(index).is_none_or(|slot| slot.block.is_done()),
+            Target::One(slot) => index > 0 || slot.is_final(),
+            Target::Slots(slots) => slots.get(index).is_none_or(SlotRef::is_final),
             Target::Spent => true,
         }
     }
@@ -89,6 +97,7 @@ impl Completion {
                 let index = u32::try_from(index).ok().filter(|i| *i < block.len)?;
                 Some((block, index, 0))
             }
+            Target::One(slot) => (index == 0).then_some((&slot.block, slot.index, slot.epoch)),
             Target::Slots(slots) => slots.get(index).map(|s| (&s.block, s.index, s.epoch)),
             Target::Spent => None,
         }

@@ -250,6 +250,7 @@ pub(crate) fn parse_options<T: DeserializeOwned>(options: &Options) -> Result<T>
 pub(crate) fn family(scheme: &str) -> &str {
     match scheme {
         "amqps" => "amqp",
+        "kafkas" => "kafka",
         other => other,
     }
 }

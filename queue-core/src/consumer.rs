@@ -11,10 +11,12 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+use crate::address::Address;
 use crate::broker::CloseReport;
 use crate::capability::Capabilities;
 use crate::error::{Error, Result};
 use crate::message::Message;
+use crate::transaction::Participant;
 
 /// Names one delivery to the adapter that made it: two opaque words.
 ///
@@ -143,6 +145,26 @@ pub trait Consumer: fmt::Debug + Send + Sync + 'static {
 
     /// Whether the token still names a delivery of this consumer.
     fn holds(&self, token: AckToken) -> bool;
+
+    /// An unanswered message is about to be tried again in this process, as this attempt. A consumer that declares
+    /// [`RetryVia::InPlace`](crate::RetryVia::InPlace) keeps the number beyond the process where it can, and begins with
+    /// it when the message comes again.
+    fn note_attempt(&self, token: AckToken, attempt: u32) {
+        let _ = (token, attempt);
+    }
+
+    /// Addresses from which a copy comes back to this source after a delay, with the delay, the shortest first; for a
+    /// consumer that declares [`RetryVia::InPlace`](crate::RetryVia::InPlace) and has a place for long ones. A retry goes
+    /// to the first whose delay is no shorter, as a confirmed copy that says when it is due
+    /// ([`wire::due`](crate::wire::due)); one that is shorter than all, or longer, waits in place.
+    fn retry_tiers(&self) -> &[(Duration, Address)] {
+        &[]
+    }
+
+    /// This consumer as the transactions of its broker know it; `None` where they cannot acknowledge its messages.
+    fn participant(&self) -> Option<Participant> {
+        None
+    }
 
     /// Waits until every answer given so far is with the broker, as far as the protocol can tell (SQS and Kafka: the
     /// broker's answer; AMQP: a round trip on the channel). Bounded.

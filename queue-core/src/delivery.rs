@@ -74,6 +74,11 @@ impl Ticket {
         Self { held: Some(held) }
     }
 
+    /// Leaves the answer to a transaction.
+    pub(crate) fn into_held(mut self) -> Option<Held> {
+        self.held.take()
+    }
+
     fn answer(mut self, answer: impl FnOnce(&Arc<Inbox>, Held) -> Answered) -> Answered {
         match self.held.take() {
             Some(held) => {
@@ -218,6 +223,11 @@ macro_rules! answers {
 impl Delivery {
     pub(crate) fn new(held: Held) -> Self {
         Self(Ticket::new(held))
+    }
+
+    /// What answers it, without the message.
+    pub(crate) fn into_ticket(self) -> Ticket {
+        self.0
     }
 
     /// The message.

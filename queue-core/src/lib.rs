@@ -1,4 +1,5 @@
 #![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
 
 mod address;
 mod bindings;
@@ -15,6 +16,7 @@ pub mod dead_letter;
 mod delivery;
 mod error;
 mod event;
+pub mod files;
 mod headers;
 mod inbox;
 mod lease;
@@ -28,14 +30,19 @@ mod request;
 mod secret;
 mod sender;
 mod sink;
+mod token;
 mod topology;
+mod transaction;
+mod transactor;
 mod verdict;
+mod wakes;
+mod window;
 pub mod wire;
 
 pub use crate::address::{Address, AddressKind, Source, Start};
 pub use crate::bindings::{Bindings, Connections};
 pub use crate::broker::{
-    Broker, BrokerLayer, CloseReport, Connect, ConsumerOptions, Driver, Options, ProducerOptions, Stats,
+    Broker, BrokerLayer, CloseReport, Connect, ConsumerOptions, Driver, Options, PartitionStats, ProducerOptions, Stats,
 };
 pub use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
 pub use crate::client::Client;
@@ -53,5 +60,9 @@ pub use crate::request::Requests;
 pub use crate::secret::Secret;
 pub use crate::sender::{OnUnknown, Sender, SenderBuilder, SenderConfig};
 pub use crate::sink::SenderSink;
+pub use crate::token::{Token, TokenProvider};
 pub use crate::topology::{Declare, Entry, Topology};
+pub use crate::transaction::{Acks, Participant, TransactionOptions, TransactionSession, Transactions, Uncommitted};
+pub use crate::transactor::{Enlist, Transaction, Transactor, TransactorBuilder};
 pub use crate::verdict::{BatchError, BatchVerdict, Receipts, Verdict};
+pub use crate::wakes::together;

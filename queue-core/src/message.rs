@@ -76,12 +76,14 @@ impl Message {
 
     /// The payload; empty for a tombstone.
     #[must_use]
+    #[inline]
     pub fn payload(&self) -> &Bytes {
         &self.payload
     }
 
     /// Takes the payload out of the message.
     #[must_use]
+    #[inline]
     pub fn into_payload(self) -> Bytes {
         self.payload
     }
@@ -94,6 +96,7 @@ impl Message {
 
     /// Whether this is a tombstone.
     #[must_use]
+    #[inline]
     pub fn is_tombstone(&self) -> bool {
         self.extra.as_ref().is_some_and(|e| e.tombstone)
     }
@@ -107,6 +110,7 @@ impl Message {
 
     /// The key.
     #[must_use]
+    #[inline]
     pub fn get_key(&self) -> Option<&Bytes> {
         self.key.as_ref()
     }
@@ -127,6 +131,7 @@ impl Message {
 
     /// The headers.
     #[must_use]
+    #[inline]
     pub fn headers(&self) -> &Headers {
         &self.headers
     }
@@ -158,6 +163,7 @@ impl Message {
 
     /// Sets when the message was made, by the sender's clock.
     #[must_use]
+    #[inline]
     pub fn timestamp(mut self, at: SystemTime) -> Self {
         self.timestamp = Some(at);
         self
@@ -165,6 +171,7 @@ impl Message {
 
     /// When the message was made, by the sender's clock.
     #[must_use]
+    #[inline]
     pub fn get_timestamp(&self) -> Option<SystemTime> {
         self.timestamp
     }
@@ -240,6 +247,7 @@ impl Message {
 
     /// Whether only payload, key and headers are set, as is the case for most messages.
     #[must_use]
+    #[inline]
     pub fn is_plain(&self) -> bool {
         self.extra.is_none() && self.timestamp.is_none()
     }
@@ -260,6 +268,7 @@ impl Message {
 
     /// Bytes of payload, key, headers and text properties: what windows and prefetch limits count.
     #[must_use]
+    #[inline]
     pub fn size(&self) -> usize {
         let mut size = self.payload.len() + self.key.as_ref().map_or(0, Bytes::len);
         if !self.headers.is_empty() {

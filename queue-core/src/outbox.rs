@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use crate::address::Address;
@@ -21,9 +21,13 @@ use crate::memory::far;
 use crate::message::Message;
 use crate::producer::Producer;
 use crate::sender::{SenderConfig, named};
+use crate::window::{Closed, Window};
 
-mod check;
+pub(crate) mod check;
+mod run;
 mod task;
+
+use run::Run;
 
 /// Single sends that are handed over together at most.
 const COALESCE: usize = 256;
@@ -37,11 +41,13 @@ pub(crate) struct Outbox {
     producer: Arc<dyn Producer>,
     capabilities: Arc<Capabilities>,
     config: SenderConfig,
-    /// Permits are bytes; a message takes at least `unit` of them, so that count and bytes are bounded at once.
-    window: Semaphore,
+    /// A message takes at least `unit` bytes of it, so that count and bytes are bounded at once.
+    window: Window,
     unit: usize,
     /// Spreads the retries of senders; the same for all messages of one, so that they keep their order.
     jitter: f64,
+    /// May be held when `state` is taken, never the other way round.
+    run: Mutex<Run>,
     state: Mutex<State>,
     /// Held while pending messages are handed over, so that none overtakes. Never taken inside `state`: a producer
     /// may fail messages, and so come back here, before its `send` returns.
@@ -101,10 +107,11 @@ impl Outbox {
             address,
             capabilities: producer.capabilities(),
             producer,
-            window: Semaphore::new(bytes),
+            window: Window::new(u32::try_from(bytes).unwrap_or(u32::MAX)),
             unit: (bytes / config.window.max(1)).max(1),
             jitter: 0.75 + 0.5 * fastrand::f64(),
             config: SenderConfig { window_bytes: bytes, ..config },
+            run: Mutex::default(),
             state: Mutex::default(),
             handing: Mutex::new(()),
             work: Notify::new(),
@@ -130,6 +137,7 @@ impl Outbox {
     /// No handle is left: the task ends when what is in flight is done.
     pub(crate) fn abandon(&self) {
         self.abandoned.store(true, Ordering::Release);
+        self.end_run();
         self.work.notify_one();
     }
 
@@ -148,27 +156,25 @@ impl Outbox {
     }
 
     async fn room(&self, cost: usize, deadline: Instant) -> Result<()> {
-        let permits = u32::try_from(cost).unwrap_or(u32::MAX);
-        let permit = match self.window.try_acquire_many(permits) {
-            Ok(permit) => permit,
-            Err(_) => match timeout_at(deadline, self.window.acquire_many(permits)).await {
-                Ok(Ok(permit)) => permit,
-                Ok(Err(_)) => return Err(Error::closed("sender")),
+        let bytes = u32::try_from(cost).unwrap_or(u32::MAX);
+        if !self.window.try_take(bytes) {
+            match timeout_at(deadline, self.window.take(bytes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(Closed)) => return Err(Error::closed("sender")),
                 Err(_) => {
                     let why = "no room in the window before the deadline: the broker is slow or out of reach";
                     return Err(self.with_health(Error::new(ErrorKind::Timeout, why)));
                 }
-            },
-        };
-        permit.forget();
+            }
+        }
         if self.is_closed() {
-            self.window.add_permits(cost);
+            self.window.give(cost);
             return Err(Error::closed("sender"));
         }
         Ok(())
     }
 
-    pub(crate) async fn submit(self: &Arc<Self>, message: Message) -> Result<Arc<Block>> {
+    pub(crate) async fn submit(self: &Arc<Self>, message: Message) -> Result<SlotRef> {
         if self.is_closed() {
             return Err(named(Error::closed("sender"), &self.address));
         }
@@ -177,25 +183,30 @@ impl Outbox {
         let deadline = far(Instant::now(), self.config.deadline);
         let cost = self.cost(size);
         self.room(cost, deadline).await.map_err(|e| named(e, &self.address))?;
-        let block = Block::new(1, cost, deadline, Some(self.clone()));
-        block.hand(1);
+        let slot = self.place(cost, deadline);
         if self.capabilities.per_request && !self.config.linger.is_zero() {
-            self.coalesce(message, &block);
+            self.coalesce(message, &slot);
         } else {
-            self.producer.send_one(message, Completion::whole(&block));
-            self.watch(&block);
+            self.producer.send_one(message, Completion::one(slot.clone()));
         }
-        Ok(block)
+        if self.is_closed() {
+            // Meanwhile; the task may be gone, and neither hands over nor forgets any more.
+            self.hand_over();
+            self.end_run();
+            self.state.lock().in_flight.retain(|b| !b.is_done());
+        }
+        Ok(slot)
     }
 
-    fn coalesce(&self, message: Message, block: &Arc<Block>) {
+    fn coalesce(&self, message: Message, slot: &SlotRef) {
         let mut state = self.state.lock();
-        state.pending.push((message, block.slot_ref(0)));
+        state.pending.push((message, slot.clone()));
         if state.pending_due.is_none() {
-            state.pending_due = Some(Instant::now() + self.config.linger);
+            let due = Instant::now() + self.config.linger;
+            state.pending_due = Some(due);
+            self.wake_before(&state, due);
         }
         let full = state.pending.len() >= COALESCE.min(self.capabilities.max_batch.max(1));
-        self.watch_locked(&mut state, block);
         drop(state);
         if full {
             self.hand_over();
@@ -237,13 +248,19 @@ impl Outbox {
         // Mostly the last; room may have come in another order than the calls.
         let at = state.in_flight.iter().rposition(|b| b.deadline() <= block.deadline()).map_or(0, |i| i + 1);
         state.in_flight.insert(at, block.clone());
-        let due = state.pending_due.map_or(block.deadline(), |due| due.min(block.deadline()));
+        self.wake_before(state, block.deadline());
+    }
+
+    /// Sees to it that the task is awake by then.
+    fn wake_before(&self, state: &State, due: Instant) {
         if state.armed.is_none_or(|armed| due < armed) {
             self.work.notify_one();
         }
     }
 
     pub(crate) async fn send_all(self: &Arc<Self>, mut messages: Vec<Message>) -> Arc<Block> {
+        // So that what is done is forgotten in order.
+        self.end_run();
         let deadline = far(Instant::now(), self.config.deadline);
         let len = messages.len();
         let mut sizes = 0;
@@ -338,7 +355,12 @@ impl Outbox {
         self.flushing.fetch_add(1, Ordering::AcqRel);
         let guard = Decrement(&self.flushing);
         self.hand_over();
-        let blocks: Vec<_> = self.state.lock().in_flight.iter().filter(|b| !b.is_done()).cloned().collect();
+        let blocks: Vec<_> = {
+            // At once, or a block that is begun in between would be waited for to its last place.
+            let mut run = self.run.lock();
+            run.end();
+            self.state.lock().in_flight.iter().filter(|b| !b.is_done()).cloned().collect()
+        };
         for block in blocks {
             loop {
                 let progress = self.progress.notified();
@@ -358,10 +380,7 @@ impl Outbox {
             // Those that wait for room are told at once; what is in flight is waited for.
             self.window.close();
             let _ = timeout_at(deadline, self.flush()).await;
-            let (left, retries) = {
-                let mut state = self.state.lock();
-                (std::mem::take(&mut state.in_flight), std::mem::take(&mut state.retries))
-            };
+            let retries = std::mem::take(&mut self.state.lock().retries);
             for (_, item) in retries {
                 report.unconfirmed += usize::from(item.error.outcome() == Outcome::Unknown);
                 item.slot.give_up(item.error);
@@ -369,11 +388,25 @@ impl Outbox {
             let why = "the sender was closed before the broker answered";
             let error = Error::new(ErrorKind::Closed, why).with_outcome(Outcome::Unknown);
             let error = named(error, &self.address);
-            report.unconfirmed += left.iter().map(|b| b.expire(&error)).sum::<usize>();
+            report.unconfirmed += self.expire_all(&error);
             report.merge(self.producer.close(deadline).await);
+            // Of a send that passed the look at `closed` just before.
+            report.unconfirmed += self.expire_all(&error);
             self.work.notify_one();
         }
         report
+    }
+}
+
+impl Outbox {
+    /// Gives everything in flight this verdict, and says how many messages had none.
+    fn expire_all(&self, error: &Error) -> usize {
+        let left = {
+            let mut run = self.run.lock();
+            run.end();
+            std::mem::take(&mut self.state.lock().in_flight)
+        };
+        left.iter().map(|block| block.expire(error)).sum()
     }
 }
 

@@ -13,7 +13,8 @@ use crate::receiver::ReceiverConfig;
 use crate::sender::SenderConfig;
 
 /// Schemes that exist, with the feature of the facade that brings them.
-const FEATURES: &[(&str, &str)] = &[("amqp", "amqp"), ("amqps", "amqp"), ("kafka", "kafka"), ("sqs", "sqs")];
+const FEATURES: &[(&str, &str)] =
+    &[("amqp", "amqp"), ("amqps", "amqp"), ("kafka", "kafka"), ("kafkas", "kafka-tls"), ("sqs", "sqs")];
 
 /// The option that the core itself reads.
 const CONNECT_TIMEOUT: &str = "connect_timeout";

@@ -10,7 +10,6 @@ use serde::Deserialize;
 use tokio::time::Instant;
 
 use crate::address::Address;
-use crate::block::Block;
 use crate::broker::{CloseReport, Options, ProducerOptions};
 use crate::capability::Capabilities;
 use crate::client::{Client, ClientInner};
@@ -38,7 +37,8 @@ pub enum OnUnknown {
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct SenderConfig {
-    /// How long a send may take in all, waits for room and retries included. Default: 30 s.
+    /// How long a send may take in all, waits for room and retries included; messages that are sent one soon after the
+    /// other may get up to a thousandth more. Default: 30 s.
     #[serde(with = "humantime_serde")]
     pub deadline: Duration,
     /// What becomes of a message that the broker may or may not have. Default: `retry`.
@@ -284,8 +284,7 @@ impl Sender {
     /// # Cancel safety
     /// Dropped, nothing was sent.
     pub async fn submit(&self, message: impl Into<Message>) -> Result<Verdict> {
-        let block: Arc<Block> = self.outbox().submit(message.into()).await?;
-        Ok(Verdict(block))
+        self.outbox().submit(message.into()).await.map(Verdict)
     }
 
     /// A [`futures::Sink`] that submits messages; its flush waits for every verdict and returns the first failure.

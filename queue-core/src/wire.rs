@@ -18,9 +18,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, percent_encode};
 
+use crate::dead_letter::DUE;
 use crate::error::{Error, ErrorKind, Result};
 use crate::headers::{HeaderValue, Headers, Text};
 use crate::message::Message;
+
+/// Before when a copy that makes a retry is not to be handed out, where it says so: for adapters that hold copies back
+/// until then. Anybody can write the header, so it is a time to wait for, not one to trust.
+#[must_use]
+pub fn due(message: &Message) -> Option<SystemTime> {
+    match message.headers().get(DUE) {
+        Some(HeaderValue::Timestamp(due)) => Some(*due),
+        _ => None,
+    }
+}
 
 /// The name of the reserved header.
 pub const HEADER: &str = "anyqueue-h";

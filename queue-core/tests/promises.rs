@@ -292,6 +292,29 @@ async fn close_counts_only_what_was_handed_over_and_the_batch_resolves() {
     assert_eq!(report.unconfirmed, 2, "c and d were never handed over");
 }
 
+/// Others go on sending: a flush waits for what was handed over before it, and not for a block that is begun meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flush_beside_sends_ends_with_the_verdicts_before_it() {
+    let producer = FakeProducer::new(caps(), |_, done| done.accept_all());
+    let sender = sending(&producer).sender("q").await.unwrap();
+    for _ in 0..300 {
+        let tasks: Vec<_> = (0..4)
+            .map(|_| {
+                let sender = sender.clone();
+                tokio::spawn(async move {
+                    for _ in 0..5 {
+                        sender.send("x").await.unwrap();
+                    }
+                })
+            })
+            .collect();
+        timeout(5 * SEC, sender.flush()).await.expect("a flush waits for what is sent after it").unwrap();
+        for task in tasks {
+            task.await.unwrap();
+        }
+    }
+}
+
 // ---------------------------------------------------------------- deadlines, order
 
 /// A waits for room from 0 s, B from 20 s; both get it at 25 s, and B's task happens to run first.
@@ -828,6 +851,25 @@ async fn a_busy_loop_lets_others_run() {
         inbox.receive().await.unwrap().ack();
     }
     assert!(ran.load(Atomic::SeqCst), "20,000 sends and receives gave no other task its turn");
+}
+
+#[tokio::test]
+async fn a_loop_over_verdicts_that_are_there_lets_others_run() {
+    let client = memory("memory://").await;
+    let sender = client.sender("q").await.unwrap();
+    let mut verdicts = Vec::new();
+    for _ in 0..5_000 {
+        verdicts.push(sender.submit("x").await.unwrap());
+    }
+    let ran = Arc::new(AtomicBool::new(false));
+    tokio::spawn({
+        let ran = ran.clone();
+        async move { ran.store(true, Atomic::SeqCst) }
+    });
+    for verdict in verdicts {
+        verdict.await.unwrap();
+    }
+    assert!(ran.load(Atomic::SeqCst), "5,000 verdicts gave no other task its turn");
 }
 
 // ---------------------------------------------------------------- memory broker

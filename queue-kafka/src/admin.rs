@@ -7,18 +7,25 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use queue_core::{Address, Entry, Error, ErrorKind, Result, Topology};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::config::{FromClientConfigAndContext, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::Settings;
+use crate::consumer::group_of;
 use crate::error;
-use crate::link::{Link, Partition, Watch, retire};
+use crate::lanes::Tier;
+use crate::link::{Link, Partition, retire};
+use crate::monitor::Watch;
 
 /// Between two looks at what a change came to.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long the records of a tier stay when they are due: as long as Kafka keeps records by default.
+const TIER_RETENTION: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What the topic of a tier has from the topic itself, so that it takes what that takes, and keeps it as well.
+const TIER_INHERITS: [&str; 2] = ["max.message.bytes", "min.insync.replicas"];
 /// The longest name of a topic.
 const MAX_NAME: usize = 249;
 
@@ -69,7 +76,12 @@ impl Admin {
         if let Some(client) = &*client {
             return Ok(client.clone());
         }
-        let mut config = settings.client();
+        if settings.has_tokens() {
+            // The client's own queue, with the question for a token, is served by nobody, and cannot be from here.
+            return Err(Error::unsupported("topics cannot be made, changed or compared over a login with a token")
+                .with_context("advice", "make them by other means, and set declare to verify or assume"));
+        }
+        let mut config = settings.client()?;
         // Nobody takes this client's log, so none may pile up.
         config.set_log_level(RDKafkaLogLevel::Emerg);
         let made = AdminClient::from_config_and_context(&config, Watch(link.monitor().clone()))
@@ -90,14 +102,48 @@ impl Admin {
                     }
                 }
             }
+            for tier in tiers(settings, entry)? {
+                self.declare_tier(settings, link, topic, &tier).await?;
+            }
         }
         Ok(())
+    }
+
+    /// Creates the topic of a tier like the topic itself, where it is missing and the broker lets us; without it, retries
+    /// wait in memory.
+    async fn declare_tier(&self, settings: &Settings, link: &Link, topic: &str, tier: &Tier) -> Result<()> {
+        let made = async {
+            if link.topic(&tier.topic, "declare").await?.is_some() {
+                return Ok(());
+            }
+            let partitions = link.existing(topic, "declare").await?;
+            let mut entry = Entry::new(tier.address());
+            entry.partitions = u32::try_from(partitions.len()).ok();
+            entry.replication = partitions.first().and_then(|p| u16::try_from(p.replicas).ok());
+            entry.retention = Some(tier.delay + TIER_RETENTION);
+            let config = self.described(settings, link, topic, "declare").await?;
+            for key in TIER_INHERITS {
+                let value = config.get(key).and_then(|e| e.value.clone());
+                entry.native.extend(value.map(|value| (key.to_owned(), value)));
+            }
+            self.create(settings, link, &entry).await.map(drop)
+        };
+        match made.await {
+            Err(error) if error.kind() == ErrorKind::Unauthorized => {
+                tracing::warn!(topic = tier.topic, %error, "the topic of a tier cannot be made");
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     pub(crate) async fn verify(&self, settings: &Settings, link: &Link, topology: &Topology) -> Result<()> {
         for entry in topology.entries() {
             let found = link.existing(topic_of(&entry.address)?, "verify").await?;
             self.compare(settings, link, entry, &found, "verify").await?;
+            for tier in tiers(settings, entry)? {
+                link.existing(&tier.topic, "verify").await?;
+            }
         }
         Ok(())
     }
@@ -169,15 +215,7 @@ impl Admin {
         if asked.is_empty() {
             return Ok(());
         }
-        let within = settings.config.request_timeout;
-        let client = self.client(settings, link)?;
-        let resource = ResourceSpecifier::Topic(name);
-        let described = bounded(within, operation, client.describe_configs([&resource], &options(within))).await?;
-        let config = match described.into_iter().next() {
-            Some(Ok(config)) => config,
-            Some(Err(code)) => return Err(error::of_code(code, operation).with_context("topic", name)),
-            None => return Err(Error::new(ErrorKind::Internal, "no answer about the topic").with_operation(operation)),
-        };
+        let config = self.described(settings, link, name, operation).await?;
         for (key, value) in &asked {
             let found = config.get(key).and_then(|e| e.value.as_deref());
             if found != Some(value.as_str()) {
@@ -185,6 +223,25 @@ impl Admin {
             }
         }
         Ok(())
+    }
+
+    /// The configuration of a topic.
+    async fn described(
+        &self,
+        settings: &Settings,
+        link: &Link,
+        name: &str,
+        operation: &'static str,
+    ) -> Result<ConfigResource> {
+        let within = settings.config.request_timeout;
+        let client = self.client(settings, link)?;
+        let resource = ResourceSpecifier::Topic(name);
+        let described = bounded(within, operation, client.describe_configs([&resource], &options(within))).await?;
+        match described.into_iter().next() {
+            Some(Ok(config)) => Ok(config),
+            Some(Err(code)) => Err(error::of_code(code, operation).with_context("topic", name)),
+            None => Err(Error::new(ErrorKind::Internal, "no answer about the topic").with_operation(operation)),
+        }
     }
 
     /// Deletes the topic and waits until it is gone.
@@ -218,6 +275,17 @@ impl Admin {
             element.error().map_err(|e| error::of(e, "purge").with_context("topic", name))?;
         }
         Ok(())
+    }
+}
+
+/// The tiers of an entry that a receiver reads.
+fn tiers(settings: &Settings, entry: &Entry) -> Result<Vec<Tier>> {
+    let source = entry.source();
+    match group_of(&source) {
+        Some(group) if entry.max_deliveries.is_some() => {
+            Tier::all(topic_of(&entry.address)?, group, &settings.retry_tiers)
+        }
+        _ => Ok(Vec::new()),
     }
 }
 

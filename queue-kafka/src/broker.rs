@@ -10,21 +10,24 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, HealthState, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Stats, Topology,
+    Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, Result, RetryVia, Source, Stats,
+    TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
 };
 use rdkafka::{ClientConfig, Offset};
 use tokio::time::Instant;
 
 use crate::admin::{Admin, topic_of};
+use crate::auth::Login;
 use crate::config::Settings;
 use crate::consumer::{self, KafkaConsumer, group_of};
 use crate::inbox::Inbox;
-use crate::link::{Link, Monitor};
-use crate::producer::{Engine, KafkaProducer};
+use crate::lanes::partition_of;
+use crate::link::Link;
+use crate::monitor::Monitor;
+use crate::native::Engine;
+use crate::producer::KafkaProducer;
+use crate::transaction::Session;
 
-/// The longest delay of a retry. The message waits in memory, and its partition goes no further than `max_ahead`
-/// behind it.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(3600);
 /// Messages that are given to librdkafka in one call.
 const MAX_BATCH: usize = 8192;
 
@@ -41,6 +44,7 @@ pub struct KafkaBroker {
     engines: Mutex<Vec<Arc<Engine>>>,
     producers: Mutex<Vec<Weak<KafkaProducer>>>,
     consumers: Mutex<Vec<Weak<Inbox>>>,
+    sessions: Mutex<Vec<Weak<Session>>>,
     closed: AtomicBool,
 }
 
@@ -57,9 +61,30 @@ impl KafkaBroker {
     /// `InvalidConfig` for options that are unknown, do not fit or would break a promise; `Connection` when no broker
     /// answers within the endpoint's `connect_timeout`; `Unauthorized` when one refuses the login.
     pub async fn connect(endpoint: &Endpoint, events: Events) -> Result<Self> {
-        let settings = Settings::new(endpoint)?;
-        let monitor = Monitor::new(&settings.hosts, events);
-        let native = settings.client();
+        Self::connect_as(endpoint, events, None).await
+    }
+
+    /// The same with tokens from the application, for `auth=oauth2`, which this implies. The user of the URL is a name for
+    /// the log; brokers take it from the token. Needs the feature `tls`.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect), and those of the provider; `Timeout` when it gives no token within the endpoint's
+    /// `connect_timeout`.
+    pub async fn connect_with_tokens(
+        endpoint: &Endpoint,
+        events: Events,
+        tokens: Arc<dyn TokenProvider>,
+    ) -> Result<Self> {
+        Self::connect_as(endpoint, events, Some(tokens)).await
+    }
+
+    async fn connect_as(endpoint: &Endpoint, events: Events, tokens: Option<Arc<dyn TokenProvider>>) -> Result<Self> {
+        let settings = Settings::new(endpoint, tokens)?;
+        let native = settings.client()?;
+        if let Login::Tokens(tokens) = &settings.login {
+            tokens.start(endpoint.connect_timeout, settings.config.request_timeout).await?;
+        }
+        let monitor = Monitor::new(&settings.hosts, settings.login.clone(), events);
         let link = Link::open(&native, monitor, endpoint.connect_timeout, settings.config.request_timeout).await?;
         let capabilities = Arc::new(capabilities(&settings));
         Ok(Self {
@@ -71,6 +96,7 @@ impl KafkaBroker {
             engines: Mutex::default(),
             producers: Mutex::default(),
             consumers: Mutex::default(),
+            sessions: Mutex::default(),
             closed: AtomicBool::new(false),
         })
     }
@@ -104,14 +130,16 @@ fn capabilities(settings: &Settings) -> Capabilities {
     c.anonymous_subscribers = true;
     c.delayed_retry = true;
     c.retry_via = RetryVia::InPlace;
-    c.max_retry_delay = MAX_RETRY_DELAY;
+    c.max_retry_delay = consumer::max_retry_delay(settings.retry_tiers.last().copied());
     c.dead_letter = true;
     c.tombstones = true;
     c.typed_headers = true;
     c.replay = true;
-    c.delivery_count = DeliveryCount::None;
+    c.delivery_count = if settings.config.crash_guard { DeliveryCount::Losses } else { DeliveryCount::Answers };
+    c.transactions = true;
     c.durable = true;
-    c.purge = true;
+    // The client for changes cannot log in with a token.
+    c.purge = !settings.has_tokens();
     c.stats = true;
     c
 }
@@ -148,6 +176,9 @@ impl Broker for KafkaBroker {
         self.check_open()?;
         let consumer =
             KafkaConsumer::open(&self.settings, &self.link, from, options, self.capabilities.clone()).await?;
+        if self.settings.is_static_member() {
+            consumer.inbox().keep_place();
+        }
         remember(&self.consumers, consumer.inbox());
         if let Err(closed) = self.check_open() {
             consumer.inbox().close(std::time::Instant::now());
@@ -183,7 +214,7 @@ impl Broker for KafkaBroker {
         let mut stats = Stats::default();
         // Who reads without a group leaves no trace on the broker.
         let Some(group) = group_of(source) else { return Ok(stats) };
-        let config = self.settings.consumer(group, &ConsumerOptions::default());
+        let config = self.settings.consumer(group, &ConsumerOptions::default())?;
         let first = self.link.offsets(topic, &partitions, Offset::Beginning).await?;
         let end = self.link.offsets(topic, &partitions, Offset::End).await?;
         let committed = self.link.committed(config, topic, &partitions).await?;
@@ -191,9 +222,15 @@ impl Broker for KafkaBroker {
             committed.iter().find(|(p, _)| *p == partition).map_or(low, |(_, offset)| low.max(*offset))
         };
         let low = |partition: i32| first.iter().find(|(p, _)| *p == partition).map_or(0, |(_, low)| *low);
-        let lag = end.iter().map(|(p, end)| u64::try_from(end - position(*p, low(*p))).unwrap_or(0)).sum();
-        stats.ready = Some(lag);
-        stats.lag = Some(lag);
+        for (partition, end) in end {
+            let mut part = PartitionStats::default();
+            part.partition = partition.unsigned_abs();
+            part.lag = Some(u64::try_from(end - position(partition, low(partition))).unwrap_or(0));
+            stats.partitions.push(part);
+        }
+        stats.partitions.sort_by_key(|part| part.partition);
+        stats.lag = stats.partitions.iter().map(|part| part.lag).sum();
+        stats.ready = stats.lag;
         Ok(stats)
     }
 
@@ -201,7 +238,8 @@ impl Broker for KafkaBroker {
         let mut health = self.link.monitor().health();
         for inbox in self.consumers.lock().iter().filter_map(Weak::upgrade) {
             let long = |(_, time): &(i32, Duration)| *time >= self.settings.config.max_unanswered_age;
-            if let Some((partition, time)) = inbox.waits().filter(long) {
+            if let Some((lane, time)) = inbox.waits().filter(long) {
+                let partition = partition_of(lane);
                 let (topic, seconds) = (inbox.topic(), time.as_secs());
                 let problem = format!(
                     "partition {partition} of {topic} has waited for the answer of one message for {seconds} s"
@@ -221,6 +259,10 @@ impl Broker for KafkaBroker {
         &self.native
     }
 
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        Some(self)
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         if self.closed.swap(true, Atomic::AcqRel) {
@@ -231,8 +273,10 @@ impl Broker for KafkaBroker {
         let consumers = futures::future::join_all(consumers.iter().map(|c| consumer::close(c, deadline)));
         let producers = living(&self.producers);
         let producers = futures::future::join_all(producers.iter().map(|p| p.close(deadline)));
-        let (consumers, producers) = tokio::join!(consumers, producers);
-        for part in consumers.into_iter().chain(producers) {
+        let sessions = living(&self.sessions);
+        let sessions = futures::future::join_all(sessions.iter().map(|s| s.close(deadline)));
+        let (consumers, producers, sessions) = tokio::join!(consumers, producers, sessions);
+        for part in consumers.into_iter().chain(producers).chain(sessions) {
             report.merge(part);
         }
         for engine in self.engines.lock().drain(..) {
@@ -241,5 +285,20 @@ impl Broker for KafkaBroker {
         self.admin.close();
         self.link.stop();
         report
+    }
+}
+
+#[async_trait]
+impl Transactions for KafkaBroker {
+    async fn open(&self, name: &str, options: &TransactionOptions) -> Result<Arc<dyn TransactionSession>> {
+        self.check_open()?;
+        let (settings, monitor) = (&self.settings, self.link.monitor());
+        let session = Session::open(name, options, settings, monitor, self.capabilities.clone()).await?;
+        remember(&self.sessions, &session);
+        if let Err(closed) = self.check_open() {
+            session.close(Instant::now()).await;
+            return Err(closed);
+        }
+        Ok(session)
     }
 }

@@ -1,17 +1,25 @@
 //! Options, and what they mean to librdkafka.
 
+use std::fmt;
 use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use queue_core::{ConsumerOptions, Endpoint, Error, ErrorKind, Result};
+use queue_core::{ConsumerOptions, Endpoint, Error, ErrorKind, Result, TokenProvider, TransactionOptions};
 use rdkafka::ClientConfig;
 use rdkafka::config::RDKafkaLogLevel;
 use serde::Deserialize;
+use serde::de::Error as _;
 
-use crate::error;
+use crate::auth::{Auth, Login};
+use crate::tls::Tls;
+use crate::{error, lanes};
 
-/// The port of a host that names none.
-const PORT: u16 = 9092;
+/// The scheme of Kafka over TLS.
+pub(crate) const TLS_SCHEME: &str = "kafkas";
+/// The ports of a host that names none, without and with TLS.
+const PORTS: (u16, u16) = (9092, 9093);
 /// librdkafka's limit of a message with everything, and of a batch. The broker's own default is 1,048,588 bytes for a
 /// batch with its framing.
 const CLIENT_MESSAGE_BYTES: usize = 1_040_000;
@@ -19,8 +27,13 @@ const CLIENT_MESSAGE_BYTES: usize = 1_040_000;
 const OVERHEAD_BYTES: usize = 40_000;
 /// Bounds of the memory into which librdkafka reads ahead, in KiB.
 const READ_AHEAD_KIB: (usize, usize) = (1024, 65_536);
-/// Bounds of the number of messages that librdkafka reads ahead in a partition.
-const READ_AHEAD: (usize, usize) = (1_000, 100_000);
+/// Messages of a partition below which librdkafka fetches more: with fewer, two million a second would be gone before
+/// it looks again (`fetch.queue.backoff.ms`); with its own 100,000 they leave the processor's cache meanwhile.
+const READ_AHEAD: usize = 50_000;
+
+/// Bounds of the time after which a transaction expires, as librdkafka has them.
+const MIN_EXPIRY: Duration = Duration::from_secs(1);
+const MAX_EXPIRY: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// Options of the classic protocol of groups, which the newer one (`group.protocol=consumer`) has on the broker's side.
 const CLASSIC: &[&str] = &["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"];
@@ -37,7 +50,18 @@ const REFUSED: &[(&str, &str)] = &[
     ("auto.offset.reset", "new groups start at the earliest message; use the receiver's start"),
     ("message.timeout.ms", "use the sender's deadline"),
     ("delivery.timeout.ms", "use the sender's deadline"),
-    ("transactional.id", "transactions are not supported"),
+    ("transactional.id", "use the name of `Client::transactions`"),
+    ("transaction.timeout.ms", "use `expires_after` of `Client::transactions`"),
+    ("security.protocol", "use a URL with `kafka://` or `kafkas://`, and `auth`"),
+    ("sasl.mechanism", "use `auth`"),
+    ("sasl.mechanisms", "use `auth`"),
+    ("sasl.username", "use the user of the URL"),
+    ("sasl.password", "use the password of the URL, or `password_file`"),
+    ("enable.sasl.oauthbearer.unsecure.jwt", "use `token_file`, or a provider of tokens"),
+    ("sasl.oauthbearer.config", "use `token_file`, or a provider of tokens"),
+    ("ssl.ca.location", "use `ca_file`"),
+    ("ssl.certificate.location", "use `client_cert_file`"),
+    ("ssl.key.location", "use `client_key_file`"),
     ("log_level", "use `debug`, and the levels of `tracing`"),
     ("log.queue", "logs go to `tracing`"),
 ];
@@ -66,6 +90,47 @@ pub struct KafkaConfig {
     /// answer: make it longer than the longest of those. Default: 60 s.
     #[serde(with = "humantime_serde")]
     pub max_unanswered_age: Duration,
+    /// Whether the group's positions say of a message that it is being handled before it is handed out, so that one which
+    /// kills its process is counted, and dead-lettered in the end. Each batch of messages waits for a commit then.
+    /// Default: false.
+    pub crash_guard: bool,
+    /// Delays of the topics in which retries wait, such as `30s,10m,1h`: whole seconds, at most six. A retry with a delay
+    /// goes to the first that is no shorter, and loses its place in the order; one that is shorter than all waits in
+    /// memory. The topics, `<topic>--<group>-retry-<n>s`, are made with the source, and those that are not there are not
+    /// used. Default: none, and every retry waits in memory.
+    #[serde(deserialize_with = "delays")]
+    pub retry_tiers: Option<Vec<Duration>>,
+    /// How to log in: `plain`, `scram-sha-256` or `scram-sha-512` with user and password, `external` with the client
+    /// certificate, `oauth2` with a token, `aws-iam` with an identity of AWS. Default: `plain` where the URL has a user,
+    /// else none.
+    pub auth: Option<Auth>,
+    /// A file with the password, instead of one in the URL. It is read when connecting and whenever a sender or a receiver
+    /// needs a native client; those that run keep the password that they were made with. White space at its end does not
+    /// count. Default: none.
+    pub password_file: Option<PathBuf>,
+    /// A file with the token, for `auth=oauth2`. It is read every second or two, so whoever writes the file renews
+    /// the token in time. White space at its end does not count. Default: none; the password of the URL is the token, and
+    /// not renewed.
+    pub token_file: Option<PathBuf>,
+    /// The AWS region of the cluster, for `auth=aws-iam`. Default: none; what the environment and the AWS profile say.
+    pub region: Option<String>,
+    /// The profile in the AWS configuration files from which the credentials come, and no others, for `auth=aws-iam`.
+    /// Default: none; credentials are searched for as AWS's own programs do.
+    pub profile: Option<String>,
+    /// A PEM file with the certificates of the authorities that may vouch for the brokers, for `kafkas`. The system's own
+    /// do not count then. Read when connecting and whenever a native client is made. Default: none; those of the system.
+    pub ca_file: Option<PathBuf>,
+    /// A PEM file with the client's certificate and those between it and an authority, for `kafkas`. Read as `ca_file` is.
+    /// Default: none.
+    pub client_cert_file: Option<PathBuf>,
+    /// A PEM file with the private key of the client's certificate, without a passphrase. Default: none.
+    pub client_key_file: Option<PathBuf>,
+}
+
+fn delays<'de, D: serde::Deserializer<'de>>(text: D) -> std::result::Result<Option<Vec<Duration>>, D::Error> {
+    let text = String::deserialize(text)?;
+    let delay = |part: &str| humantime::parse_duration(part.trim()).map_err(D::Error::custom);
+    text.split(',').map(delay).collect::<std::result::Result<_, _>>().map(Some)
 }
 
 impl Default for KafkaConfig {
@@ -77,24 +142,46 @@ impl Default for KafkaConfig {
             commit_interval: Duration::from_millis(200),
             max_ahead: NonZeroU32::MIN.saturating_add(9_999),
             max_unanswered_age: Duration::from_secs(60),
+            crash_guard: false,
+            retry_tiers: None,
+            auth: None,
+            password_file: None,
+            token_file: None,
+            region: None,
+            profile: None,
+            ca_file: None,
+            client_cert_file: None,
+            client_key_file: None,
         }
     }
 }
 
 /// Everything that a connection was configured with.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Settings {
     pub(crate) config: KafkaConfig,
     /// The hosts in one line.
     pub(crate) hosts: String,
+    /// Delays of the topics in which retries wait, the shortest first.
+    pub(crate) retry_tiers: Vec<Duration>,
     /// Largest message, as the core counts.
     pub(crate) max_message_bytes: usize,
+    pub(crate) login: Login,
+    tls: Option<Tls>,
     base: ClientConfig,
 }
 
+impl fmt::Debug for Settings {
+    /// Without the native options: any of them may be a secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("hosts", &self.hosts).field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
 impl Settings {
-    pub(crate) fn new(endpoint: &Endpoint) -> Result<Self> {
+    pub(crate) fn new(endpoint: &Endpoint, tokens: Option<Arc<dyn TokenProvider>>) -> Result<Self> {
         let config: KafkaConfig = endpoint.options()?;
+        let retry_tiers = lanes::checked(config.retry_tiers.as_deref().unwrap_or_default())?;
         let invalid = |why: &'static str| Error::new(ErrorKind::InvalidConfig, why).with_operation("configure");
         if endpoint.hosts.is_empty() {
             return Err(invalid("the URL names no host"));
@@ -110,7 +197,11 @@ impl Settings {
         if let Some((option, _)) = durations.into_iter().find(|(_, duration)| duration.is_zero()) {
             return Err(invalid("a duration is not zero").with_context("option", option));
         }
-        let hosts: Vec<_> = endpoint.hosts.iter().map(|h| h.with_default_port(PORT)).collect();
+        let over_tls = endpoint.scheme == TLS_SCHEME;
+        let tls = Tls::new(&config, over_tls)?;
+        let login = Login::new(endpoint, &config, tls.as_ref(), tokens)?;
+        let port = if over_tls { PORTS.1 } else { PORTS.0 };
+        let hosts: Vec<_> = endpoint.hosts.iter().map(|h| h.with_default_port(port)).collect();
         let hosts = hosts.join(",");
 
         let mut base = ClientConfig::new();
@@ -126,11 +217,9 @@ impl Settings {
             // How long metadata may say that a topic is missing before its messages fail.
             .set("topic.metadata.propagation.max.ms", "5000")
             .set("message.max.bytes", CLIENT_MESSAGE_BYTES.to_string());
-        if let Some(user) = &endpoint.user {
-            base.set("sasl.username", user).set("sasl.mechanisms", "PLAIN").set("security.protocol", "sasl_plaintext");
-        }
-        if let Some(password) = &endpoint.password {
-            base.set("sasl.password", password.expose());
+        login.prepare(over_tls, &mut base);
+        if let Some(tls) = &tls {
+            tls.prepare(&mut base)?;
         }
         for (key, value) in &endpoint.native {
             refuse_broken_promise(key, value)?;
@@ -142,16 +231,34 @@ impl Settings {
         base.create_native_config().map_err(|e| error::of_config(&e))?;
 
         let client_bytes = base.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(CLIENT_MESSAGE_BYTES);
-        Ok(Self { config, hosts, max_message_bytes: client_bytes - OVERHEAD_BYTES.min(client_bytes / 25), base })
+        Ok(Self {
+            config,
+            hosts,
+            retry_tiers,
+            max_message_bytes: client_bytes - OVERHEAD_BYTES.min(client_bytes / 25),
+            login,
+            tls,
+            base,
+        })
+    }
+
+    /// Whether it logs in with a token.
+    pub(crate) fn has_tokens(&self) -> bool {
+        matches!(self.login, Login::Tokens(_))
+    }
+
+    /// Whether consumers have an id by which their group knows them when they come back.
+    pub(crate) fn is_static_member(&self) -> bool {
+        self.base.get("group.instance.id").is_some_and(|id| !id.is_empty())
     }
 
     /// The configuration of a client that neither sends nor receives.
-    pub(crate) fn client(&self) -> ClientConfig {
-        self.base.clone()
+    pub(crate) fn client(&self) -> Result<ClientConfig> {
+        self.with_defaults(&[])
     }
 
     /// The configuration of producers whose messages may take this long.
-    pub(crate) fn producer(&self, deadline: Duration) -> ClientConfig {
+    pub(crate) fn producer(&self, deadline: Duration) -> Result<ClientConfig> {
         // Zero would mean for ever.
         let timeout = deadline.as_millis().clamp(1, i32::MAX as u128);
         let mut config = self.with_defaults(&[
@@ -162,18 +269,30 @@ impl Settings {
             // Beyond the senders' windows, which are what bounds memory.
             ("queue.buffering.max.messages", "10000000".to_owned()),
             ("queue.buffering.max.kbytes", "2097151".to_owned()),
-        ]);
+        ])?;
         config.set("enable.idempotence", "true").set("acks", "all").set("message.timeout.ms", timeout.to_string());
+        Ok(config)
+    }
+
+    /// The configuration of the producer of the transactions of this name.
+    pub(crate) fn transactional(&self, name: &str, options: &TransactionOptions) -> Result<ClientConfig> {
+        // librdkafka lets neither a message nor a request take longer than the transaction.
+        let expiry = options.expires_after.clamp(MIN_EXPIRY, MAX_EXPIRY);
+        let mut config = self.producer(options.deadline.min(expiry))?;
+        let socket = config.get("socket.timeout.ms").and_then(|v| v.parse().ok()).map_or(expiry, Duration::from_millis);
         config
+            .set("transactional.id", name)
+            .set("transaction.timeout.ms", expiry.as_millis().to_string())
+            .set("socket.timeout.ms", socket.min(expiry).as_millis().to_string());
+        Ok(config)
     }
 
     /// The configuration of a consumer in this group.
-    pub(crate) fn consumer(&self, group: &str, options: &ConsumerOptions) -> ClientConfig {
+    pub(crate) fn consumer(&self, group: &str, options: &ConsumerOptions) -> Result<ClientConfig> {
         let kib = (options.prefetch_bytes / 1024).clamp(READ_AHEAD_KIB.0, READ_AHEAD_KIB.1);
-        let count = options.prefetch.clamp(READ_AHEAD.0, READ_AHEAD.1);
         let mut config = self.with_defaults(&[
             ("queued.max.messages.kbytes", kib.to_string()),
-            ("queued.min.messages", count.to_string()),
+            ("queued.min.messages", READ_AHEAD.to_string()),
             // A full queue would stop the fetcher for a second.
             ("fetch.queue.backoff.ms", "10".to_owned()),
             ("partition.assignment.strategy", "cooperative-sticky".to_owned()),
@@ -181,7 +300,7 @@ impl Settings {
             ("session.timeout.ms", "10000".to_owned()),
             ("heartbeat.interval.ms", "1000".to_owned()),
             ("isolation.level", "read_committed".to_owned()),
-        ]);
+        ])?;
         if self.base.get("group.protocol") == Some("consumer") {
             for option in CLASSIC.iter().filter(|option| self.base.get(option).is_none()) {
                 config.remove(option);
@@ -192,17 +311,22 @@ impl Settings {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "earliest");
-        config
+        Ok(config)
     }
 
-    fn with_defaults(&self, defaults: &[(&str, String)]) -> ClientConfig {
+    /// Looks into the files, which may have changed since the last time, and takes what is in them now.
+    fn with_defaults(&self, defaults: &[(&str, String)]) -> Result<ClientConfig> {
         let mut config = self.base.clone();
+        if let Some(tls) = &self.tls {
+            tls.check()?;
+        }
+        self.login.complete(&mut config)?;
         for (key, value) in defaults {
             if self.base.get(key).is_none() {
                 config.set(*key, value);
             }
         }
-        config
+        Ok(config)
     }
 }
 
@@ -230,13 +354,13 @@ mod tests {
     use super::*;
 
     fn settings(url: &str) -> Result<Settings> {
-        Settings::new(&url.parse()?)
+        Settings::new(&url.parse()?, None)
     }
 
     #[test]
     fn hosts_and_options_reach_the_client() {
         let s = settings("kafka://a,[::1]:9?client_id=me&partitions=3&kafka.linger.ms=7").unwrap();
-        let producer = s.producer(Duration::from_secs(2));
+        let producer = s.producer(Duration::from_secs(2)).unwrap();
         assert_eq!(producer.get("bootstrap.servers"), Some("a:9092,[::1]:9"));
         assert_eq!(producer.get("client.id"), Some("me"));
         assert_eq!(producer.get("linger.ms"), Some("7"));
@@ -265,6 +389,9 @@ mod tests {
             "enable.auto.offset.store=true",
             "message.timeout.ms=1",
             "auto.offset.reset=latest",
+            "security.protocol=plaintext",
+            "sasl.mechanism=PLAIN",
+            "ssl.ca.location=/x",
         ] {
             let error = settings(&format!("kafka://a?kafka.{option}")).expect_err(option);
             assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{option}");
@@ -276,8 +403,8 @@ mod tests {
     #[test]
     fn the_newer_protocol_of_groups_gets_no_option_of_the_classic_one() {
         let options = ConsumerOptions::default();
-        let classic = settings("kafka://a").unwrap().consumer("g", &options);
-        let newer = settings("kafka://a?kafka.group.protocol=consumer").unwrap().consumer("g", &options);
+        let classic = settings("kafka://a").unwrap().consumer("g", &options).unwrap();
+        let newer = settings("kafka://a?kafka.group.protocol=consumer").unwrap().consumer("g", &options).unwrap();
         for option in CLASSIC {
             assert!(classic.get(option).is_some(), "{option}");
             assert_eq!(newer.get(option), None);
@@ -288,7 +415,49 @@ mod tests {
     #[test]
     fn passwords_do_not_show() {
         let s = settings("kafka://me:hunter2@a").unwrap();
-        assert_eq!(s.client().get("sasl.password"), Some("hunter2"));
+        assert_eq!(s.client().unwrap().get("sasl.password"), Some("hunter2"));
         assert!(!format!("{s:?}").contains("hunter2"));
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn native_options_do_not_show() {
+        let s = settings("kafka://a?kafka.ssl.key.pem=hunter2").unwrap();
+        assert!(!format!("{s:?}").contains("hunter2"));
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[test]
+    fn without_tls_the_missing_feature_is_named() {
+        for url in ["kafkas://a", "kafka://u:p@a?auth=scram-sha-256", "kafka://:p@a?auth=oauth2"] {
+            let error = settings(url).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidConfig, "{url}");
+            assert!(error.message().contains("`kafka-tls`"), "{url}: {error}");
+        }
+        let error = settings("kafka://a?kafka.ssl.key.password=hunter2").unwrap_err();
+        assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some("ssl.key.password")));
+        let shown = format!("{error} {error:?}");
+        assert!(shown.contains("`kafka-tls`") && !shown.contains("hunter2"), "{shown}");
+        // What needs no OpenSSL works.
+        settings("kafka://u:p@a").unwrap();
+    }
+
+    #[cfg(feature = "tls")]
+    #[test]
+    fn the_scheme_and_auth_choose_the_protocol() {
+        for (url, protocol, mechanism) in [
+            ("kafka://a", "plaintext", None),
+            ("kafka://u:p@a", "sasl_plaintext", Some("PLAIN")),
+            ("kafkas://u:p@a", "sasl_ssl", Some("PLAIN")),
+            ("kafkas://u:p@a?auth=scram-sha-512", "sasl_ssl", Some("SCRAM-SHA-512")),
+            ("kafkas://:token@a?auth=oauth2", "sasl_ssl", Some("OAUTHBEARER")),
+            ("kafkas://a", "ssl", None),
+        ] {
+            let client = settings(url).unwrap().client().unwrap();
+            assert_eq!((client.get("security.protocol"), client.get("sasl.mechanism")), (Some(protocol), mechanism));
+        }
+        let s = settings("kafkas://a").unwrap();
+        assert_eq!(s.hosts, "a:9093");
+        assert_eq!(s.client().unwrap().get("ssl.ca.location"), Some("probe"));
     }
 }

@@ -9,19 +9,21 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use queue_core::{
-    AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Received,
-    Result, Settled, Source, Start,
+    AckReport, AckToken, Address, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Error,
+    ErrorKind, Ordering, Participant, Received, Result, Settled, Source, Start,
 };
-use rdkafka::consumer::Consumer as _;
-use rdkafka::{Offset, TopicPartitionList};
+use rdkafka::Offset;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admin::topic_of;
+use crate::callbacks::{Context as Callbacks, Native};
 use crate::config::Settings;
 use crate::error;
 use crate::inbox::{Inbox, Limits};
-use crate::link::{Link, Watch, retire};
-use crate::poller::{Context as Callbacks, Native, Poller};
+use crate::lanes::{Lanes, Tier};
+use crate::link::{Link, retire};
+use crate::monitor::Watch;
+use crate::poller::Poller;
 
 /// The group of a source; `None` for a topic that everybody reads.
 pub(crate) fn group_of(source: &Source) -> Option<&str> {
@@ -32,11 +34,22 @@ pub(crate) fn group_of(source: &Source) -> Option<&str> {
     }
 }
 
+/// The longest delay of a retry that waits in memory, and holds its partition's position meanwhile.
+const MAX_IN_PLACE: Duration = Duration::from_secs(3600);
+
+/// The longest delay of a retry, with this longest tier.
+pub(crate) fn max_retry_delay(tier: Option<Duration>) -> Duration {
+    tier.map_or(MAX_IN_PLACE, |tier| tier.max(MAX_IN_PLACE))
+}
+
 /// Receives from one topic.
 pub(crate) struct KafkaConsumer {
     topic: Arc<str>,
+    tiers: Vec<(Duration, Address)>,
     inbox: Arc<Inbox>,
     request_timeout: Duration,
+    /// Whether transactions can commit its positions: it has some, and is told none that are only half written.
+    transactional: bool,
     capabilities: Arc<Capabilities>,
 }
 
@@ -65,7 +78,20 @@ impl KafkaConsumer {
         let starts = starts(link, topic, &partitions, source).await?;
         let group = group_of(source);
         // Without a group no position is kept, but librdkafka wants a name.
-        let config = settings.consumer(group.unwrap_or("anyqueue-none"), options);
+        let config = settings.consumer(group.unwrap_or("anyqueue-none"), options)?;
+        let transactional = group.is_some() && config.get("isolation.level") == Some("read_committed");
+        let tiers = match group {
+            // A copy would stand behind others of its key.
+            Some(group) if options.ordering != Ordering::PerKey => tiers(settings, link, topic, group).await?,
+            _ => Vec::new(),
+        };
+        let mut capabilities = (*capabilities).clone();
+        if group.is_none() {
+            // Nothing is committed.
+            capabilities.delivery_count = DeliveryCount::None;
+        }
+        capabilities.max_retry_delay = max_retry_delay(tiers.last().map(|tier| tier.delay));
+        let capabilities = Arc::new(capabilities);
         let inbox = Inbox::new(
             topic,
             Limits {
@@ -73,38 +99,60 @@ impl KafkaConsumer {
                 prefetch_bytes: options.prefetch_bytes.max(1),
                 max_ahead: settings.config.max_ahead.get() as usize,
                 commits: group.is_some(),
+                guard: settings.config.crash_guard && group.is_some(),
             },
         );
         let context = Callbacks::new(
             Watch(link.monitor().clone()),
             inbox.clone(),
-            topic,
+            Lanes::new(topic, &tiers),
             &source.to_string(),
             options.events.clone(),
             if group.is_some() { starts.clone() } else { vec![] },
         );
         let native: Native = config.create_with_context(context).map_err(|e| error::of_config(&e))?;
-        let ready = if group.is_some() {
-            native.subscribe(&[topic])
-        } else {
-            inbox.assigned(partitions.iter().map(|p| (*p, None)));
-            let list = starts.iter().map(|(p, offset)| (topic.to_owned(), *p, Offset::Offset(*offset)));
-            native.assign(&list.collect::<TopicPartitionList>())
-        };
+        let poller = Poller::new(native, inbox.clone(), group.is_some(), settings.config.commit_interval)
+            .map_err(|e| error::of(e, "receive"))?;
+        let ready = if group.is_some() { poller.subscribe() } else { poller.assign(&starts) };
         if let Err(error) = ready {
-            retire(native);
+            retire(poller);
             return Err(error::of(error, "receive").with_context("topic", topic));
         }
-        let poller = Poller::new(native, inbox.clone(), group.is_some(), settings.config.commit_interval);
         std::thread::Builder::new().name("anyqueue-kafka-in".to_owned()).spawn(move || poller.run()).map_err(|e| {
             Error::new(ErrorKind::Internal, "cannot start a thread").with_operation("receive").with_source(e)
         })?;
-        Ok(Self { topic: topic.into(), inbox, request_timeout: settings.config.request_timeout, capabilities })
+        let tiers = tiers.iter().map(|tier| (tier.delay, tier.address())).collect();
+        Ok(Self {
+            topic: topic.into(),
+            tiers,
+            inbox,
+            request_timeout: settings.config.request_timeout,
+            transactional,
+            capabilities,
+        })
     }
 
     pub(crate) fn inbox(&self) -> &Arc<Inbox> {
         &self.inbox
     }
+}
+
+/// The tiers whose topics are there.
+async fn tiers(settings: &Settings, link: &Link, topic: &str, group: &str) -> Result<Vec<Tier>> {
+    let mut there = Vec::new();
+    for tier in Tier::all(topic, group, &settings.retry_tiers)? {
+        match link.topic(&tier.topic, "receive").await {
+            Ok(Some(_)) => there.push(tier),
+            Ok(None) => {
+                tracing::warn!(topic = tier.topic, "the topic of a tier is missing: its retries wait elsewhere")
+            }
+            Err(error) if error.kind() == ErrorKind::Unauthorized => {
+                tracing::warn!(topic = tier.topic, %error, "the topic of a tier is not ours: its retries wait elsewhere");
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(there)
 }
 
 /// Where partitions start that do not start where their group left off.
@@ -172,6 +220,18 @@ impl Consumer for KafkaConsumer {
 
     fn holds(&self, token: AckToken) -> bool {
         self.inbox.holds(token)
+    }
+
+    fn note_attempt(&self, token: AckToken, attempt: u32) {
+        self.inbox.try_again(token, attempt);
+    }
+
+    fn retry_tiers(&self) -> &[(Duration, Address)] {
+        &self.tiers
+    }
+
+    fn participant(&self) -> Option<Participant> {
+        self.transactional.then(|| Participant::new(self.inbox.clone()))
     }
 
     async fn flush(&self) -> Result<()> {

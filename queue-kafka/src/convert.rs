@@ -1,13 +1,14 @@
 //! Messages as records and back.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use queue_core::wire::{self, Field, Note};
 use queue_core::{Error, ErrorKind, HeaderValue, Message, Text, Undecodable};
 use rdkafka::Timestamp;
-use rdkafka::message::{Header, Headers as _, OwnedHeaders};
+use rdkafka::message::{Header, OwnedHeaders};
+
+use crate::ffi::Record;
 
 /// Bytes of the memory that small payloads share.
 const SHARED: usize = 16 << 10;
@@ -28,6 +29,12 @@ fn from_millis(millis: i64) -> Option<SystemTime> {
     if millis < 0 { UNIX_EPOCH.checked_sub(span) } else { UNIX_EPOCH.checked_add(span) }
 }
 
+/// The timestamp of the record, in milliseconds, where it is not the present. A copy that waits for a retry is as old as
+/// itself, because the broker removes records by their timestamps; the message's own stands in its note.
+pub(crate) fn timestamp(message: &Message) -> Option<i64> {
+    message.get_timestamp().filter(|_| wire::due(message).is_none()).and_then(millis)
+}
+
 /// Whether a record's timestamp says the time exactly.
 fn fits(time: SystemTime) -> bool {
     millis(time).and_then(from_millis) == Some(time)
@@ -42,7 +49,7 @@ pub(crate) fn headers(message: &Message) -> Option<OwnedHeaders> {
     for field in NOTED {
         note.field(field, message);
     }
-    if message.get_timestamp().is_some_and(|t| !fits(t)) {
+    if message.get_timestamp().is_some_and(|t| !fits(t) || wire::due(message).is_some()) {
         note.field(Field::Timestamp, message);
     }
     let mut native = OwnedHeaders::new_with_capacity(message.headers().len() + 1);
@@ -92,13 +99,12 @@ impl Copies {
 }
 
 /// The message of a record that arrived.
-pub(crate) fn message<M: rdkafka::Message>(record: &M, copies: &mut Copies) -> Result<Message, Box<Undecodable>> {
-    let payload = record.payload();
-    let mut message = Message::new(payload.map_or(Bytes::new(), |payload| copies.copy(payload)));
-    if let Some(key) = record.key() {
+pub(crate) fn message(record: &Record<'_>, copies: &mut Copies) -> Result<Message, Box<Undecodable>> {
+    let mut message = Message::new(record.payload.map_or(Bytes::new(), |payload| copies.copy(payload)));
+    if let Some(key) = record.key {
         message = message.key(copies.copy(key));
     }
-    message = match record.timestamp() {
+    message = match record.timestamp {
         Timestamp::CreateTime(ms) => match from_millis(ms) {
             Some(at) => message.timestamp(at),
             None => message,
@@ -109,59 +115,64 @@ pub(crate) fn message<M: rdkafka::Message>(record: &M, copies: &mut Copies) -> R
         },
         Timestamp::NotAvailable => message,
     };
-    if let Some(headers) = record.headers().filter(|h| h.count() > 0) {
-        // rdkafka panics on a name that is not UTF-8, which any client can send.
-        let read = catch_unwind(AssertUnwindSafe(|| native_headers(headers)));
-        let Ok((native, note)) = read else {
+    if !record.headers.is_empty() {
+        let Some((native, note)) = native_headers(&record.headers) else {
             return Err(Box::new(Undecodable {
                 raw: message.into_payload(),
                 error: Error::new(ErrorKind::Codec, "the name of a header is not UTF-8").with_operation("receive"),
             }));
         };
-        message = wire::restore(message, native, note.as_deref());
+        message = wire::restore(message, native, note);
     }
     // Last, because a note with a time replaces the timestamp and nothing else.
-    Ok(if payload.is_none() { message.into_tombstone() } else { message })
+    Ok(if record.payload.is_none() { message.into_tombstone() } else { message })
 }
 
-fn native_headers<H: rdkafka::message::Headers>(headers: &H) -> (Vec<(Text, HeaderValue)>, Option<String>) {
-    let mut native = Vec::with_capacity(headers.count());
+/// The headers and the library's own; `None` where a name is not UTF-8, which any client can send.
+#[expect(clippy::type_complexity, reason = "a pair, taken apart at once")]
+fn native_headers<'a>(headers: &[(&[u8], Option<&'a [u8]>)]) -> Option<(Vec<(Text, HeaderValue)>, Option<&'a str>)> {
+    let mut native = Vec::with_capacity(headers.len());
     let mut note = None;
-    for index in 0..headers.count() {
-        let Some(header) = headers.try_get(index) else { break };
-        let text = header.value.map(std::str::from_utf8);
-        if header.key == wire::HEADER {
-            note = text.and_then(Result::ok).map(str::to_owned);
+    for (name, value) in headers {
+        let name = std::str::from_utf8(name).ok()?;
+        let text = value.map(std::str::from_utf8);
+        if name == wire::HEADER {
+            note = text.and_then(Result::ok);
             continue;
         }
-        let value = match (header.value, text) {
+        let value = match (value, text) {
             (Some(_), Some(Ok(text))) => HeaderValue::from(text.to_owned()),
             (Some(bytes), _) => HeaderValue::from(Bytes::copy_from_slice(bytes)),
             (None, _) => HeaderValue::Null,
         };
-        native.push((Text::from(header.key.to_owned()), value));
+        native.push((Text::from(name.to_owned()), value));
     }
-    (native, note)
+    Some((native, note))
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use rdkafka::message::OwnedMessage;
+    use rdkafka::message::Headers as _;
 
     use super::*;
 
     /// As librdkafka carries it, without a broker.
     fn carried(message: &Message) -> Message {
-        let record = OwnedMessage::new(
-            (!message.is_tombstone()).then(|| message.payload().to_vec()),
-            message.get_key().map(|k| k.to_vec()),
-            "topic".to_owned(),
-            Timestamp::CreateTime(message.get_timestamp().and_then(millis).unwrap_or(1)),
-            0,
-            0,
-            headers(message),
-        );
+        carried_at(message, message.get_timestamp().and_then(millis).unwrap_or(1))
+    }
+
+    fn carried_at(message: &Message, timestamp: i64) -> Message {
+        let native = native(message);
+        let record = Record {
+            topic: crate::ffi::Topic::Named("orders"),
+            partition: 0,
+            offset: 0,
+            timestamp: Timestamp::CreateTime(timestamp),
+            key: message.get_key().map(AsRef::as_ref),
+            payload: (!message.is_tombstone()).then(|| message.payload().as_ref()),
+            headers: native.iter().map(|(name, value)| (name.as_bytes(), value.as_deref())).collect(),
+        };
         super::message(&record, &mut Copies::default()).unwrap()
     }
 
@@ -183,6 +194,15 @@ mod tests {
             vec![("tag".to_owned(), Some(b"a".to_vec())), ("tag".to_owned(), Some(vec![])), ("n".to_owned(), None)];
         assert_eq!(native(&message), expected);
         assert_eq!(carried(&message).headers(), message.headers());
+    }
+
+    #[test]
+    fn a_copy_that_waits_keeps_the_time_of_its_message_and_is_as_old_as_itself() {
+        let old = UNIX_EPOCH + Duration::from_millis(7);
+        let copy = Message::new("x").timestamp(old).header("anyqueue-due", SystemTime::now());
+        assert_eq!((timestamp(&copy), timestamp(&Message::new("x").timestamp(old))), (None, Some(7)));
+        // Whatever the record says.
+        assert_eq!(carried_at(&copy, 9).get_timestamp(), Some(old));
     }
 
     #[test]

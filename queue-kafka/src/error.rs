@@ -1,7 +1,24 @@
 //! Native errors as errors of the library.
 
+#[cfg(feature = "msk-iam")]
+use aws_credential_types::provider::error::CredentialsError;
 use queue_core::{Error, ErrorKind, Outcome};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+
+/// How OpenSSL says that a certificate of a broker is not good.
+const NOT_TRUSTED: &[&str] = &["certificate verify failed", "Failed to verify broker certificate"];
+/// How a broker says that about one of ours. An alert comes from the other side.
+const CERTIFICATE_REFUSED: &[&str] = &[
+    "alert certificate required",
+    "alert bad certificate",
+    "alert certificate unknown",
+    "alert certificate expired",
+    "alert certificate revoked",
+    "alert unsupported certificate",
+    "alert unknown ca",
+];
+/// How librdkafka says that an option needs OpenSSL, which it was built without.
+const NO_OPENSSL: &[&str] = &["OpenSSL", "not available at build time"];
 
 /// The class of a native code.
 fn kind_of(code: Code) -> ErrorKind {
@@ -21,6 +38,9 @@ fn kind_of(code: Code) -> ErrorKind {
         | Code::NotEnoughReplicasAfterAppend
         | Code::KafkaStorageError
         | Code::WaitingForCoordinator
+        | Code::SSL
+        | Code::ConcurrentTransactions
+        | Code::UnstableOffsetCommit
         | Code::DestroyBroker
         | Code::Fatal => ErrorKind::Connection,
         Code::OperationTimedOut | Code::MessageTimedOut | Code::RequestTimedOut | Code::TimedOutQueue => {
@@ -30,9 +50,13 @@ fn kind_of(code: Code) -> ErrorKind {
         Code::TopicAuthorizationFailed
         | Code::GroupAuthorizationFailed
         | Code::ClusterAuthorizationFailed
+        | Code::TransactionalIdAuthorizationFailed
         | Code::SaslAuthenticationFailed
         | Code::Authentication => ErrorKind::Unauthorized,
-        Code::MessageSizeTooLarge | Code::InvalidMessageSize | Code::MessageBatchTooLarge => ErrorKind::TooLarge,
+        Code::MessageSizeTooLarge
+        | Code::InvalidMessageSize
+        | Code::MessageBatchTooLarge
+        | Code::OffsetMetadataTooLarge => ErrorKind::TooLarge,
         Code::InvalidMessage
         | Code::InvalidRecord
         | Code::InvalidDifferentRecord
@@ -46,7 +70,14 @@ fn kind_of(code: Code) -> ErrorKind {
         | Code::InvalidConfig
         | Code::InvalidRequest
         | Code::InvalidArgument => ErrorKind::InvalidInput,
-        Code::TopicAlreadyExists | Code::FencedInstanceId | Code::InconsistentGroupProtocol => ErrorKind::Conflict,
+        Code::Fenced
+        | Code::ProducerFenced
+        | Code::InvalidProducerEpoch
+        | Code::TopicAlreadyExists
+        | Code::FencedInstanceId
+        | Code::UnreleasedInstanceId
+        | Code::InconsistentGroupProtocol => ErrorKind::Conflict,
+        Code::InvalidTransactionTimeout => ErrorKind::InvalidConfig,
         Code::QueueFull | Code::ThrottlingQuotaExceeded => ErrorKind::Throttled,
         Code::PurgeQueue | Code::PurgeInflight => ErrorKind::Closed,
         Code::UnknownMemberId
@@ -58,6 +89,29 @@ fn kind_of(code: Code) -> ErrorKind {
         Code::UnsupportedFeature | Code::UnsupportedVersion => ErrorKind::Unsupported,
         _ => ErrorKind::Internal,
     }
+}
+
+/// Whether it is about the login as a whole.
+pub(crate) fn is_login(code: Code) -> bool {
+    matches!(code, Code::Authentication | Code::SaslAuthenticationFailed)
+}
+
+/// What a broker says that will not be different when it is asked again: the error of a login or of TLS; `None` for what
+/// may pass. `reason` is librdkafka's, and shows in the error.
+pub(crate) fn of_refusal(code: Code, reason: &str) -> Option<Error> {
+    let says = |texts: &[&str]| texts.iter().any(|t| reason.contains(t));
+    let (kind, message) = if is_login(code) {
+        (ErrorKind::Unauthorized, "the login is refused")
+    } else if says(NOT_TRUSTED) {
+        (ErrorKind::Connection, "the broker is not trusted")
+    } else if says(CERTIFICATE_REFUSED) {
+        (ErrorKind::Unauthorized, "the broker refuses the client certificate, or wants one")
+    } else if code == Code::SSL {
+        (ErrorKind::Connection, "TLS cannot be set up")
+    } else {
+        return None;
+    };
+    Some(Error::new(kind, message).with_operation("connect").with_retryable(false).with_context("reason", reason))
 }
 
 /// The error of a native code.
@@ -87,6 +141,8 @@ pub(crate) fn of_config(error: &KafkaError) -> Error {
         KafkaError::ClientConfig(_, reason, key, _) => {
             let message = if reason.starts_with("No such configuration property") {
                 format!("librdkafka has no option `{key}`")
+            } else if !cfg!(feature = "tls") && NO_OPENSSL.iter().all(|part| reason.contains(part)) {
+                format!("the option `{key}` needs the feature `tls` (`kafka-tls` of the facade)")
             } else {
                 format!("librdkafka refuses the value of `{key}`")
             };
@@ -99,6 +155,45 @@ pub(crate) fn of_config(error: &KafkaError) -> Error {
         _ => Error::new(ErrorKind::InvalidConfig, "librdkafka refuses the configuration"),
     };
     error.with_operation("configure")
+}
+
+/// What AWS's services say of an identity that they refuse, as part of their error codes.
+#[cfg(feature = "msk-iam")]
+const REFUSALS: [&str; 7] = [
+    "AccessDenied",
+    "ExpiredToken",
+    "InvalidClientTokenId",
+    "InvalidIdentityToken",
+    "SignatureDoesNotMatch",
+    "UnauthorizedException",
+    "UnrecognizedClient",
+];
+
+/// The error of AWS credentials that could not be had. The SDK's own error is no source: its `Debug` may show what a
+/// token server answered.
+#[cfg(feature = "msk-iam")]
+pub(crate) fn of_credentials(error: &CredentialsError) -> Error {
+    // Each in one line.
+    let causes: Vec<_> = std::iter::successors(Some(error as &dyn std::error::Error), |error| error.source())
+        .map(|error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" "))
+        .collect();
+    let is_refused = causes.iter().any(|cause| REFUSALS.iter().any(|code| cause.contains(code)));
+    let (kind, message) = match error {
+        CredentialsError::CredentialsNotLoaded(_) => (ErrorKind::Unauthorized, "there are no AWS credentials"),
+        CredentialsError::InvalidConfiguration(_) => (ErrorKind::InvalidConfig, "the AWS configuration is not valid"),
+        CredentialsError::ProviderTimedOut(_) => (ErrorKind::Timeout, "no AWS credentials came in time"),
+        _ if is_refused => (ErrorKind::Unauthorized, "AWS refuses the identity"),
+        _ => (ErrorKind::Connection, "the AWS credentials could not be fetched"),
+    };
+    let mut told = Error::new(kind, message).with_operation("connect");
+    if matches!(error, CredentialsError::CredentialsNotLoaded(_)) {
+        let advice = "give `profile`, or set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
+        told = told.with_context("advice", advice);
+    }
+    match causes.last() {
+        Some(cause) => told.with_context("cause", cause),
+        None => told,
+    }
 }
 
 /// The verdict of a message whose delivery failed.
@@ -149,5 +244,17 @@ mod tests {
         let error = of_config(&native);
         assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some("linger.ms")));
         assert!(!format!("{error} {error:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_refusal_is_told_from_a_connection_that_failed() {
+        let kind = |code, reason| of_refusal(code, reason).map(|e| (e.kind(), e.is_retryable()));
+        assert_eq!(kind(Code::Authentication, "no"), Some((ErrorKind::Unauthorized, false)));
+        let alert = "error:0A00045C:SSL routines::tlsv13 alert certificate required: SSL alert number 116";
+        assert_eq!(kind(Code::BrokerTransportFailure, alert), Some((ErrorKind::Unauthorized, false)));
+        let distrust = "SSL handshake failed: error:0A000086:SSL routines::certificate verify failed";
+        assert_eq!(kind(Code::SSL, distrust), Some((ErrorKind::Connection, false)));
+        assert_eq!(kind(Code::BrokerTransportFailure, "Connection refused"), None);
+        assert_eq!(kind(Code::AllBrokersDown, "1/1 brokers are down"), None);
     }
 }

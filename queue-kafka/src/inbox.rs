@@ -1,20 +1,28 @@
 //! What a consumer's thread and its handle share: fetched messages, answers, positions.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
 use queue_core::{AckToken, Error, ErrorKind, Message, Position, Received, Undecodable};
 use tokio::sync::{oneshot, watch};
 
-use crate::link::Signal;
-use crate::offsets::{Delivery, Watermark};
+use crate::lanes::partition_of;
+use crate::offsets::Watermark;
+use crate::signal::Signal;
+use crate::sync::Mutex;
 
-/// Numbers every assignment of a partition in this process, so that no token fits two of them.
-static EPOCHS: AtomicU32 = AtomicU32::new(1);
+#[path = "inbox/buffer.rs"]
+mod buffer;
+#[path = "inbox/state.rs"]
+mod state;
+#[path = "inbox/turn.rs"]
+mod turn;
+
+pub(crate) use turn::{Granted, Turn};
+
+use state::{Flush, Guarded, Slot, State};
 
 /// The bounds of a consumer.
 #[derive(Debug, Clone, Copy)]
@@ -24,15 +32,23 @@ pub(crate) struct Limits {
     pub(crate) max_ahead: usize,
     /// Whether positions are committed at all.
     pub(crate) commits: bool,
+    /// Whether a message is handed out only when the broker has noted that it is.
+    pub(crate) guard: bool,
 }
 
-/// A record that arrived.
-#[derive(Debug)]
-pub(crate) struct Incoming {
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
-    pub(crate) size: u32,
-    pub(crate) message: Result<Message, Box<Undecodable>>,
+/// A record that arrived, as it is handed to [`Inbox::push`], which gives it its token. Partitions are lanes here, see
+/// [`Lanes`](crate::lanes::Lanes).
+pub(crate) fn arrived(partition: i32, offset: i64, message: Result<Message, Box<Undecodable>>) -> Received {
+    let position = Position::new(u32::try_from(partition_of(partition)).ok(), u64::try_from(offset).ok());
+    Received { message, token: token(partition, 0, offset), attempt: 1, lease: None, position }
+}
+
+/// What the message counts in `prefetch_bytes`.
+pub(crate) fn size(received: &Received) -> usize {
+    match &received.message {
+        Ok(message) => message.size(),
+        Err(undecodable) => undecodable.raw.len(),
+    }
 }
 
 /// What the broker is to keep about a partition.
@@ -42,6 +58,8 @@ pub(crate) struct Mark {
     pub(crate) offset: i64,
     /// What is done beyond the offset.
     pub(crate) note: String,
+    /// The part of it that has to stand there.
+    pub(crate) must: String,
     epoch: u32,
     version: u64,
 }
@@ -54,37 +72,6 @@ struct Place {
     offset: i64,
 }
 
-/// A partition during one assignment.
-#[derive(Debug)]
-struct Slot {
-    epoch: u32,
-    marks: Watermark,
-    /// The oldest message without an answer, and since when it is that.
-    oldest: Option<(i64, Instant)>,
-    /// Counts what was acknowledged.
-    version: u64,
-    /// The version that the broker has.
-    committed: u64,
-    /// Waits until its oldest message is answered.
-    far: bool,
-}
-
-impl Slot {
-    fn new(marks: Watermark) -> Self {
-        let epoch = EPOCHS.fetch_add(1, Ordering::Relaxed);
-        Self { epoch, marks, oldest: None, version: 0, committed: 0, far: false }
-    }
-
-    /// What is to be committed.
-    fn due(&self, partition: i32) -> Option<Mark> {
-        if self.version == self.committed {
-            return None;
-        }
-        let offset = self.marks.position()?;
-        Some(Mark { partition, offset, note: self.marks.note(), epoch: self.epoch, version: self.version })
-    }
-}
-
 /// Offsets that were left out between two messages of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Jump {
@@ -93,29 +80,13 @@ pub(crate) struct Jump {
     pub(crate) expected: i64,
 }
 
-/// Somebody who waits until positions are committed.
-#[derive(Debug)]
-struct Flush {
-    marks: Vec<Mark>,
-    done: oneshot::Sender<Result<(), Error>>,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    slots: BTreeMap<i32, Slot>,
-    buffer: VecDeque<Received>,
-    /// Messages without an answer, those in the buffer included.
-    open: usize,
-    open_bytes: usize,
-    paused: bool,
-    stopped: bool,
-    /// Set when the consumer is to end: until when it may take.
-    closing: Option<Instant>,
-    starved: bool,
-    failed: Option<Error>,
-    waker: Option<Waker>,
-    flushes: Vec<Flush>,
-    commit_error: Option<Error>,
+/// What came of messages that were pushed.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Pushed {
+    /// Where offsets were left out.
+    pub(crate) jumps: Vec<Jump>,
+    /// Partitions whose log goes back.
+    pub(crate) rewound: Vec<i32>,
 }
 
 /// What the consumer's thread is to do.
@@ -128,9 +99,9 @@ pub(crate) struct Plan {
     pub(crate) far: BTreeSet<i32>,
     /// How many messages and bytes fit.
     pub(crate) room: (usize, usize),
-    /// Stopped, and every message is answered: the group can be left.
+    /// Stopped, and every message is answered: the group is to be left.
     pub(crate) leave: bool,
-    /// Somebody waits for a commit.
+    /// Somebody, or a message, waits for a commit.
     pub(crate) flush: bool,
 }
 
@@ -157,6 +128,8 @@ pub(crate) struct Leftovers {
 pub(crate) struct Revoked {
     /// What is to be committed before the partitions go.
     pub(crate) due: Vec<Mark>,
+    /// What cannot be, because a transaction may have committed positions there, and is acknowledged again elsewhere.
+    pub(crate) withheld: Option<Error>,
     /// Messages that were handed out and not answered.
     pub(crate) unanswered: usize,
 }
@@ -172,74 +145,6 @@ fn parts(token: AckToken) -> Option<Place> {
         epoch: u32::try_from(token.0 >> 32).ok()?,
         offset: i64::try_from(token.1).ok()?,
     })
-}
-
-impl State {
-    fn slot(&mut self, partition: i32, epoch: u32) -> Option<&mut Slot> {
-        self.slots.get_mut(&partition).filter(|s| s.epoch == epoch)
-    }
-
-    fn answered(&mut self, size: u32) {
-        self.open -= 1;
-        self.open_bytes -= size as usize;
-    }
-
-    fn handed_out(&self) -> usize {
-        self.open - self.buffer.len()
-    }
-
-    /// Gives back what nobody has seen: it stays uncommitted.
-    fn drop_buffer(&mut self) -> usize {
-        let buffer = std::mem::take(&mut self.buffer);
-        for received in &buffer {
-            if let Some(place) = parts(received.token)
-                && let Some(size) = self.slot(place.partition, place.epoch).and_then(|s| s.marks.release(place.offset))
-            {
-                self.answered(size);
-            }
-        }
-        buffer.len()
-    }
-
-    /// Forgets a partition: its tokens are stale. How many of its messages were handed out and not answered.
-    fn forget(&mut self, partition: i32) -> usize {
-        let Some(slot) = self.slots.remove(&partition) else { return 0 };
-        self.open -= slot.marks.open();
-        self.open_bytes -= slot.marks.open_bytes();
-        let before = self.buffer.len();
-        self.buffer.retain(|r| parts(r.token).is_none_or(|place| place.epoch != slot.epoch));
-        slot.marks.open() - (before - self.buffer.len())
-    }
-
-    /// Starts anew with a partition whose offsets went back: the log was cut off, or made anew.
-    fn rewind(&mut self, partition: i32) {
-        let unanswered = self.forget(partition);
-        tracing::warn!(partition, unanswered, "the log goes back behind what was read");
-        self.slots.insert(partition, Slot::new(Watermark::default()));
-    }
-
-    fn due(&self) -> Vec<Mark> {
-        self.slots.iter().filter_map(|(partition, slot)| slot.due(*partition)).collect()
-    }
-
-    /// Answers those whose positions are committed.
-    fn settle_flushes(&mut self) {
-        let mut flushes = std::mem::take(&mut self.flushes);
-        for flush in &mut flushes {
-            flush.marks.retain(|m| {
-                let slot = self.slots.get(&m.partition).filter(|s| s.epoch == m.epoch);
-                slot.is_some_and(|s| s.committed < m.version)
-            });
-        }
-        for flush in flushes {
-            if flush.marks.is_empty() {
-                // Nobody listens: nobody cares.
-                let _ = flush.done.send(Ok(()));
-            } else if !flush.done.is_closed() {
-                self.flushes.push(flush);
-            }
-        }
-    }
 }
 
 impl Inbox {
@@ -270,8 +175,7 @@ impl Inbox {
             }
             return None;
         }
-        let count = max.min(state.buffer.len());
-        into.extend(state.buffer.drain(..count));
+        state.buffer.take(max, into);
         Some(Ok(()))
     }
 
@@ -283,7 +187,7 @@ impl Inbox {
             let size = parts(token).and_then(|place| {
                 let slot = state.slot(place.partition, place.epoch)?;
                 if !done {
-                    return slot.marks.release(place.offset);
+                    return slot.release(place.offset);
                 }
                 let size = slot.marks.ack(place.offset)?;
                 slot.version += 1;
@@ -303,6 +207,17 @@ impl Inbox {
         stale
     }
 
+    /// The message is tried again in this process, which the next commit tells.
+    pub(crate) fn try_again(&self, token: AckToken, attempt: u32) {
+        let Some(place) = parts(token) else { return };
+        let mut state = self.state.lock();
+        if let Some(slot) = state.slot(place.partition, place.epoch)
+            && slot.marks.try_again(place.offset, attempt)
+        {
+            slot.version += 1;
+        }
+    }
+
     pub(crate) fn holds(&self, token: AckToken) -> bool {
         let Some(place) = parts(token) else { return false };
         let mut state = self.state.lock();
@@ -312,7 +227,7 @@ impl Inbox {
     /// Asks for a commit of everything acknowledged; `None` when the broker has it all.
     pub(crate) fn flush(&self) -> Option<oneshot::Receiver<Result<(), Error>>> {
         let mut state = self.state.lock();
-        let marks = state.due();
+        let marks = state.acknowledged();
         if marks.is_empty() || !self.limits.commits {
             return None;
         }
@@ -328,11 +243,16 @@ impl Inbox {
         self.state.lock().commit_error.clone()
     }
 
+    /// Does not leave the group when it stops, nor when it is closed: its place waits for it.
+    pub(crate) fn keep_place(&self) {
+        self.state.lock().stays = true;
+    }
+
     pub(crate) fn topic(&self) -> &str {
         &self.topic
     }
 
-    /// The partition that has waited longest for the answer of one message, and for how long. None while nothing is to be
+    /// The partition, a lane, that has waited longest for the answer of one message, and for how long. None while nothing is to be
     /// handed out.
     pub(crate) fn waits(&self) -> Option<(i32, Duration)> {
         let state = self.state.lock();
@@ -427,47 +347,51 @@ impl Inbox {
             pause: state.paused || state.stopped || state.failed.is_some(),
             far,
             room,
-            leave: state.stopped && state.open == 0,
-            flush: !state.flushes.is_empty(),
+            leave: state.stopped && state.open == 0 && !state.stays,
+            flush: !(state.flushes.is_empty() && state.guarded.is_empty()),
         }
     }
 
-    /// Takes what was fetched; where offsets were left out.
-    pub(crate) fn push(&self, chunk: &mut Vec<Incoming>) -> Vec<Jump> {
+    /// Takes what was fetched, made by [`arrived`].
+    pub(crate) fn push(&self, mut chunk: Vec<Received>) -> Pushed {
         let mut jumps = Vec::new();
         let mut state = self.state.lock();
         if state.stopped || state.closing.is_some() {
             // Behind what is committed: it comes again.
-            chunk.clear();
-            return jumps;
+            return Pushed::default();
         }
-        for incoming in chunk.drain(..) {
-            let Incoming { partition, offset, size, message } = incoming;
-            // The partition may have been revoked meanwhile.
-            let Some(slot) = state.slots.get(&partition) else { continue };
-            match slot.marks.next() {
-                Some(next) if offset < next => state.rewind(partition),
-                Some(next) if offset > next => jumps.push(Jump { partition, expected: next }),
-                _ => {}
+        let mut rewound = Vec::new();
+        chunk.retain_mut(|received| state.admit(received, &mut jumps, &mut rewound));
+        if !rewound.is_empty() {
+            // What the same chunk had of the old log.
+            chunk.retain(|r| {
+                parts(r.token).is_some_and(|p| state.slots.get(&p.partition).is_some_and(|s| s.epoch == p.epoch))
+            });
+        }
+        if self.limits.guard {
+            let mut marks: Vec<_> =
+                chunk.iter().filter_map(|r| parts(r.token).map(|p| (p.partition, p.epoch, 0))).collect();
+            marks.sort_unstable();
+            marks.dedup();
+            for (partition, _, version) in &mut marks {
+                *version = state.slots.get(partition).map_or(0, |slot| slot.version);
             }
-            let Some(slot) = state.slots.get_mut(&partition) else { continue };
-            if slot.marks.deliver(offset, size) == Delivery::Done {
-                // The position may pass it.
-                slot.version += 1;
-                continue;
-            }
-            let token = token(partition, slot.epoch, offset);
-            state.open += 1;
-            state.open_bytes += size as usize;
-            let position = Position::new(u32::try_from(partition).ok(), u64::try_from(offset).ok());
-            state.buffer.push_back(Received { message, token, attempt: 1, lease: None, position });
+            state.guarded.push_back(Guarded { chunk, marks });
+            state.let_through();
+        } else {
+            state.buffer.push(chunk);
         }
         let waker = if state.buffer.is_empty() || state.paused { None } else { state.waker.take() };
         drop(state);
         if let Some(waker) = waker {
             waker.wake();
         }
-        jumps
+        Pushed { jumps, rewound }
+    }
+
+    /// Where reading goes on in a partition; `None` where that is not known.
+    pub(crate) fn next(&self, partition: i32) -> Option<i64> {
+        self.state.lock().slots.get(&partition)?.marks.next()
     }
 
     /// Starts anew with these partitions: a position and its note where there is one.
@@ -475,18 +399,25 @@ impl Inbox {
         let mut state = self.state.lock();
         for (partition, committed) in partitions {
             let marks = committed.map_or_else(Watermark::default, |(at, note)| Watermark::resume(at, &note));
-            state.slots.insert(partition, Slot::new(marks));
+            state.slots.insert(partition, Slot::new(marks, self.limits.guard));
         }
     }
 
     /// Forgets these partitions: their tokens are stale from now on.
     pub(crate) fn revoked(&self, partitions: &[i32]) -> Revoked {
         let mut state = self.state.lock();
-        let mut found = Revoked::default();
+        let (mut found, mut withheld) = (Revoked::default(), Vec::new());
         for partition in partitions {
             let due = state.slots.get(partition).and_then(|slot| slot.due(*partition));
-            found.due.extend(due);
+            if state.turns.holds(*partition) { &mut withheld } else { &mut found.due }.extend(due);
             found.unanswered += state.forget(*partition);
+        }
+        if !withheld.is_empty() {
+            let why = "partitions went while a transaction was committing their positions: what was acknowledged beside it comes again";
+            let error = Error::new(ErrorKind::LeaseLost, why).with_operation("commit");
+            // Now: nothing that comes of other partitions may take them for committed.
+            state.fail_flushes(&withheld, &error);
+            found.withheld = Some(error);
         }
         found
     }
@@ -497,14 +428,7 @@ impl Inbox {
         let state = &mut *state;
         state.commit_error = result.as_ref().err().cloned();
         if let Err(error) = result {
-            let (failed, rest) = std::mem::take(&mut state.flushes)
-                .into_iter()
-                .partition(|f: &Flush| f.marks.iter().any(|m| due.iter().any(|d| d.epoch == m.epoch)));
-            state.flushes = rest;
-            let failed: Vec<Flush> = failed;
-            for flush in failed {
-                let _ = flush.done.send(Err(error.clone()));
-            }
+            state.fail_flushes(due, error);
         }
         state.settle_flushes();
     }
@@ -517,6 +441,10 @@ impl Inbox {
     /// What the broker answered to a commit.
     pub(crate) fn committed(&self, marks: &[Mark], answer: Result<(), Error>) {
         let mut state = self.state.lock();
+        if !marks.iter().any(|mark| state.slot(mark.partition, mark.epoch).is_some()) {
+            // All of it went elsewhere meanwhile, and was committed with that.
+            return;
+        }
         state.commit_error = match answer {
             Ok(()) => {
                 for mark in marks {
@@ -529,6 +457,12 @@ impl Inbox {
             Err(error) => Some(error),
         };
         state.settle_flushes();
+        state.let_through();
+        let waker = if state.buffer.is_empty() || state.paused { None } else { state.waker.take() };
+        drop(state);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
     }
 
     /// Ends the consumer with an error that needs a person.
@@ -547,6 +481,7 @@ impl Inbox {
     pub(crate) fn end(&self) {
         self.close(Instant::now());
         self.fail(Error::closed("consumer"));
+        self.state.lock().turns.end();
         for flush in std::mem::take(&mut self.state.lock().flushes) {
             let error = Error::new(ErrorKind::Closed, "the consumer was closed before the commit was answered");
             let _ = flush.done.send(Err(error.with_operation("flush")));
@@ -555,5 +490,7 @@ impl Inbox {
     }
 }
 
+// By its path, which holds for the test that includes this file too.
 #[cfg(test)]
+#[path = "inbox/tests.rs"]
 mod tests;

@@ -1,13 +1,13 @@
-//! The connection as a whole: whether the cluster answers, what it says about topics, and the client's own log.
+//! The connection as a whole: the questions to the cluster, and the thread that serves their client.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
-use queue_core::{Error, ErrorKind, EventKind, Events, Health, HealthState, Result};
-use rdkafka::client::ClientContext;
+use parking_lot::Mutex;
+use queue_core::{Error, ErrorKind, EventKind, Result};
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
@@ -16,8 +16,12 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
+use crate::auth::Login;
 use crate::error;
+use crate::monitor::{Monitor, Watch};
 
+/// How long the first question to a cluster may take before it is asked again; then twice as long.
+const FIRST_PROBE: Duration = Duration::from_secs(1);
 /// How long the cluster may take to show that it is there.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the client's events are served, and an absent cluster is asked again.
@@ -26,32 +30,6 @@ const TICK: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_millis(50);
 /// A topic of every cluster, so that the answer to a probe is small.
 const PROBE_TOPIC: &str = "__consumer_offsets";
-/// Lines of librdkafka's log that pass in a time.
-const LOG_LINES: u32 = 20;
-const LOG_TIME: Duration = Duration::from_secs(10);
-
-/// Wakes a thread that waits.
-#[derive(Debug, Default)]
-pub(crate) struct Signal {
-    raised: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Signal {
-    pub(crate) fn raise(&self) {
-        *self.raised.lock() = true;
-        self.changed.notify_one();
-    }
-
-    /// Waits until it is raised or the time is over, and lowers it.
-    pub(crate) fn wait(&self, within: Duration) {
-        let mut raised = self.raised.lock();
-        if !*raised {
-            self.changed.wait_for(&mut raised, within);
-        }
-        *raised = false;
-    }
-}
 
 /// Drops what may take its time to go, on a thread of its own.
 pub(crate) fn retire<T: Send + 'static>(what: T) {
@@ -66,138 +44,38 @@ pub(crate) fn retire<T: Send + 'static>(what: T) {
     }
 }
 
-/// What all clients of a connection report to.
-#[derive(Debug)]
-pub(crate) struct Monitor {
-    hosts: Arc<str>,
-    events: Events,
-    suspected: AtomicBool,
-    stopped: AtomicBool,
-    down: Mutex<Option<Error>>,
-    refused: Mutex<Option<Error>>,
-    log: Mutex<LogGate>,
-    wake: Signal,
+/// The context of a client that asks a question and goes: nobody serves it, so it is given its token first.
+struct Asker {
+    watch: Watch,
+    has_token: AtomicBool,
 }
 
-#[derive(Debug)]
-struct LogGate {
-    since: Instant,
-    lines: u32,
-    held_back: u32,
+impl Asker {
+    fn waits(&self) -> bool {
+        self.watch.renews_login() && !self.has_token.load(Ordering::Acquire)
+    }
 }
 
-impl Monitor {
-    pub(crate) fn new(hosts: &str, events: Events) -> Arc<Self> {
-        Arc::new(Self {
-            hosts: hosts.into(),
-            events,
-            suspected: AtomicBool::new(false),
-            stopped: AtomicBool::new(false),
-            down: Mutex::new(None),
-            refused: Mutex::new(None),
-            log: Mutex::new(LogGate { since: Instant::now(), lines: 0, held_back: 0 }),
-            wake: Signal::default(),
-        })
-    }
+impl ClientContext for Asker {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
 
-    /// A client saw something that may mean that the cluster is away: it is asked soon.
-    pub(crate) fn suspect(&self) {
-        if !self.suspected.swap(true, Ordering::AcqRel) {
-            self.wake.raise();
-        }
-    }
-
-    /// What the cluster said, or did not say, to a question.
-    fn heard(&self, answer: Result<(), Error>) {
-        let mut down = self.down.lock();
-        match answer {
-            Ok(()) => {
-                *self.refused.lock() = None;
-                if down.take().is_some() {
-                    self.events.emit(EventKind::Connected, &self.hosts, None);
-                }
-            }
-            Err(error) => {
-                let first = down.is_none();
-                *down = Some(error.clone());
-                if first {
-                    self.events.emit(EventKind::Disconnected, &self.hosts, Some(error));
-                }
-            }
-        }
-    }
-
-    pub(crate) fn health(&self) -> Health {
-        match &*self.down.lock() {
-            Some(error) => Health::up()
-                .with_problem(HealthState::Down, format!("Kafka at {} does not answer: {error}", self.hosts)),
-            None => Health::up(),
-        }
-    }
-
-    fn report(&self, error: &KafkaError) {
-        match error.rdkafka_error_code() {
-            Some(code @ (Code::Authentication | Code::SaslAuthenticationFailed)) => {
-                *self.refused.lock() = Some(error::of_code(code, "connect"));
-                self.suspect();
-            }
-            Some(
-                Code::AllBrokersDown
-                | Code::BrokerTransportFailure
-                | Code::Resolve
-                | Code::OperationTimedOut
-                | Code::RequestTimedOut,
-            ) => self.suspect(),
-            _ => {}
-        }
+    fn generate_oauth_token(&self, config: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        self.has_token.store(true, Ordering::Release);
+        self.watch.generate_oauth_token(config)
     }
 
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        let held_back = {
-            let mut gate = self.log.lock();
-            if gate.since.elapsed() > LOG_TIME {
-                *gate = LogGate { since: Instant::now(), lines: 0, held_back: gate.held_back };
-            }
-            gate.lines += 1;
-            if gate.lines > LOG_LINES && !matches!(level, RDKafkaLogLevel::Debug) {
-                gate.held_back += 1;
-                return;
-            }
-            std::mem::take(&mut gate.held_back)
-        };
-        if held_back > 0 {
-            tracing::warn!(target: "librdkafka", held_back, "more lines of the log than are shown");
-        }
-        match level {
-            RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical | RDKafkaLogLevel::Error => {
-                tracing::error!(target: "librdkafka", facility, "{line}");
-            }
-            RDKafkaLogLevel::Warning => tracing::warn!(target: "librdkafka", facility, "{line}"),
-            RDKafkaLogLevel::Notice | RDKafkaLogLevel::Info => {
-                tracing::info!(target: "librdkafka", facility, "{line}");
-            }
-            RDKafkaLogLevel::Debug => tracing::debug!(target: "librdkafka", facility, "{line}"),
-        }
-    }
-}
-
-/// The context of every client: passes logs and errors on to the monitor.
-#[derive(Debug, Clone)]
-pub(crate) struct Watch(pub(crate) Arc<Monitor>);
-
-impl ClientContext for Watch {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.0.log(level, facility, line);
+        self.watch.log(level, facility, line);
     }
 
     fn stats_raw(&self, _: &[u8]) {}
 
-    fn error(&self, error: KafkaError, _: &str) {
-        self.0.report(&error);
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.watch.error(error, reason);
     }
 }
 
-impl ConsumerContext for Watch {}
+impl ConsumerContext for Asker {}
 
 /// A partition, as the cluster describes it.
 #[derive(Debug, Clone, Copy)]
@@ -230,22 +108,23 @@ impl Link {
         connect_timeout: Duration,
         timeout: Duration,
     ) -> Result<Self> {
+        // What is at the other end may hang up because it speaks something else, which is told in this way only.
+        let mut config = config.clone();
+        config.set("log.connection.close", "true");
         let client: Client = config.create_with_context(Watch(monitor.clone())).map_err(|e| error::of_config(&e))?;
         let client = Arc::new(client);
         let link = Self { client: Some(client.clone()), monitor: monitor.clone(), timeout };
         std::thread::Builder::new().name("anyqueue-kafka".to_owned()).spawn(move || serve(&client, &monitor)).map_err(
             |e| Error::new(ErrorKind::Internal, "cannot start a thread").with_operation("connect").with_source(e),
         )?;
-        link.ask("connect", connect_timeout, probe).await.map_err(|e| {
-            let monitor = &link.monitor;
-            match monitor.refused.lock().take() {
-                Some(refused) => refused.with_context("hosts", &monitor.hosts),
-                None => Error::new(ErrorKind::Connection, "no broker answers")
-                    .with_operation("connect")
-                    .with_context("hosts", &monitor.hosts)
-                    .with_source(e),
-            }
-        })?;
+        let monitor = link.monitor.clone();
+        let asked = link.ask("connect", connect_timeout, move |client, within| first_probe(client, within, &monitor));
+        let answer = tokio::select! {
+            answer = asked => answer,
+            refused = link.monitor.refusal() => Err(refused),
+        };
+        answer.map_err(|e| link.monitor.unreachable(e))?;
+        link.monitor.connected.store(true, Ordering::Release);
         link.monitor.events.emit(EventKind::Connected, &link.monitor.hosts, None);
         Ok(link)
     }
@@ -270,9 +149,9 @@ impl Link {
         });
         let late = || Error::new(ErrorKind::Timeout, "the broker did not answer in time").with_operation(operation);
         match tokio::time::timeout(within + Duration::from_secs(1), task).await {
-            Ok(Ok(answer)) => answer.map_err(|e| error::of(e, operation)),
+            Ok(Ok(answer)) => answer.map_err(|e| self.monitor.instead_of(error::of(e, operation))),
             Ok(Err(_)) => Err(Error::new(ErrorKind::Internal, "the question was given up").with_operation(operation)),
-            Err(_) => Err(late()),
+            Err(_) => Err(self.monitor.instead_of(late())),
         }
     }
 
@@ -333,10 +212,14 @@ impl Link {
     ) -> Result<Vec<(i32, i64)>> {
         let topic = topic.to_owned();
         let partitions = partitions.to_vec();
-        let watch = Watch(self.monitor.clone());
+        let asker = Asker { watch: Watch(self.monitor.clone()), has_token: AtomicBool::new(false) };
         self.ask("stats", self.timeout, move |_, within| {
             // A member of no generation: it asks, and joins nothing.
-            let client: Client = group.create_with_context(watch)?;
+            let client: BaseConsumer<Asker> = group.create_with_context(asker)?;
+            let deadline = Instant::now() + within;
+            while client.context().waits() && Instant::now() < deadline {
+                drop(client.poll(AGAIN));
+            }
             let mut list = TopicPartitionList::new();
             for partition in partitions {
                 list.add_partition(&topic, partition);
@@ -359,6 +242,9 @@ impl Link {
     pub(crate) fn stop(&self) {
         self.monitor.stopped.store(true, Ordering::Release);
         self.monitor.wake.raise();
+        if let Login::Tokens(tokens) = &self.monitor.login {
+            tokens.stop();
+        }
     }
 }
 
@@ -394,10 +280,30 @@ fn probe(client: &Client, within: Duration) -> Result<(), KafkaError> {
     client.fetch_metadata(Some(PROBE_TOPIC), within).map(drop)
 }
 
+/// The same until there is an answer, the time is over, or all brokers refuse.
+fn first_probe(client: &Client, within: Duration, monitor: &Monitor) -> Result<(), KafkaError> {
+    let deadline = Instant::now() + within;
+    let mut patience = FIRST_PROBE;
+    loop {
+        let (asked, left) = (Instant::now(), deadline.saturating_duration_since(Instant::now()));
+        let answer = probe(client, patience.min(left));
+        let given_up = monitor.is_hopeless() || monitor.stopped.load(Ordering::Acquire);
+        if answer.is_ok() || given_up || deadline <= Instant::now() {
+            return answer;
+        }
+        if asked.elapsed() < patience {
+            // A connection failed meanwhile.
+            std::thread::sleep(AGAIN);
+        } else {
+            patience *= 2;
+        }
+    }
+}
+
 fn serve(client: &Client, monitor: &Monitor) {
     while !monitor.stopped.load(Ordering::Acquire) {
-        // Serves logs and errors.
-        drop(client.poll(Duration::ZERO));
+        // Serves logs, errors and questions for a token: one with each poll.
+        while monitor.served.swap(false, Ordering::AcqRel) | client.poll(Duration::ZERO).is_some() {}
         let away = monitor.down.lock().is_some();
         if monitor.suspected.swap(false, Ordering::AcqRel) || away {
             let answer = probe(client, PROBE_TIMEOUT).map_err(|e| error::of(e, "probe"));

@@ -1,13 +1,18 @@
 //! How far a partition may be committed when messages are answered in any order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::ops::Range;
 
 /// Marks a note of this crate in the metadata of a committed offset.
 const MARK: &str = "aq1:";
 /// The longest note; brokers take 4096 bytes unless configured.
-const MAX_NOTE: usize = 4000;
+pub(crate) const MAX_NOTE: usize = 4000;
+/// Most that a transaction may leave there: the rest is for what grows when it is written anew, since a gap may have become
+/// longer by compaction.
+pub(crate) const MAX_NEW_NOTE: usize = 3800;
+/// The longest part of it that tells attempts.
+const MAX_ATTEMPTS: usize = 1000;
 
 /// What became of a message that was handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,6 +21,9 @@ enum Answer {
     Open,
     /// Acknowledged.
     Done,
+    /// Acknowledged, and noted in every commit until the position has passed it: by a transaction, or in an earlier
+    /// assignment, which may have been by one.
+    Noted,
     /// Given back: it stays uncommitted as long as the partition is held, and comes again after that.
     Released,
 }
@@ -27,10 +35,16 @@ struct Entry {
     answer: Answer,
 }
 
+impl Entry {
+    fn is_done(&self) -> bool {
+        matches!(self.answer, Answer::Done | Answer::Noted)
+    }
+}
+
 /// The messages of one partition during one assignment: which are answered, and the offset below which all are.
 ///
 /// Fed with the sequence of offsets as they were delivered, which has gaps (compaction, transaction markers).
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Watermark {
     /// From the first message that is not acknowledged on, in order of offset.
     entries: VecDeque<Entry>,
@@ -40,13 +54,17 @@ pub(crate) struct Watermark {
     open: usize,
     /// Offsets beyond `next` that were acknowledged in an earlier assignment.
     known: VecDeque<Range<i64>>,
+    /// The attempts of messages that were tried before, by offset.
+    attempts: BTreeMap<i64, u32>,
+    /// Whether a message counts as tried as soon as it is delivered, so that the attempts are those of the next time.
+    guarded: bool,
 }
 
 /// What is to be done with a message that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Delivery {
-    /// It is handed out.
-    Open,
+    /// It is handed out, as this attempt.
+    Open(u32),
     /// It was acknowledged before, in an earlier assignment.
     Done,
 }
@@ -54,7 +72,13 @@ pub(crate) enum Delivery {
 impl Watermark {
     /// Goes on where an earlier assignment left off, with the note that was committed.
     pub(crate) fn resume(position: i64, note: &str) -> Self {
-        Self { known: read(position, note), next: Some(position), ..Self::default() }
+        let (known, attempts) = read(position, note);
+        Self { known, attempts, next: Some(position), ..Self::default() }
+    }
+
+    /// Counts a message as tried from its delivery on, until it is given back.
+    pub(crate) fn guarded(self) -> Self {
+        Self { guarded: true, ..self }
     }
 
     /// Notes a message that arrived; its offset is not below [`next`](Self::next).
@@ -65,19 +89,44 @@ impl Watermark {
         self.next = Some(offset + 1);
         if self.known.front().is_some_and(|range| range.contains(&offset)) {
             if !self.entries.is_empty() {
-                self.entries.push_back(Entry { offset, size: 0, answer: Answer::Done });
+                self.entries.push_back(Entry { offset, size: 0, answer: Answer::Noted });
             }
             return Delivery::Done;
         }
         self.entries.push_back(Entry { offset, size, answer: Answer::Open });
         self.open += 1;
-        Delivery::Open
+        let attempt = self.attempts.get(&offset).copied().unwrap_or(1);
+        if self.guarded {
+            self.attempts.insert(offset, attempt.saturating_add(1));
+        }
+        Delivery::Open(attempt)
+    }
+
+    /// Notes that an open message is tried again; false where it is not open.
+    pub(crate) fn try_again(&mut self, offset: i64, attempt: u32) -> bool {
+        let holds = self.holds(offset);
+        if holds {
+            self.attempts.insert(offset, attempt.saturating_add(u32::from(self.guarded)));
+        }
+        holds
     }
 
     /// Acknowledges a message; its size when it was open until now.
     pub(crate) fn ack(&mut self, offset: i64) -> Option<u32> {
-        let size = self.answer(offset, Answer::Done)?;
-        while self.entries.front().is_some_and(|e| e.answer == Answer::Done) {
+        self.done(offset, Answer::Done)
+    }
+
+    /// As [`ack`](Self::ack), by a transaction: it does not come again, whatever becomes of this process.
+    pub(crate) fn ack_noted(&mut self, offset: i64) -> Option<u32> {
+        self.done(offset, Answer::Noted)
+    }
+
+    fn done(&mut self, offset: i64, answer: Answer) -> Option<u32> {
+        let size = self.answer(offset, answer)?;
+        if !self.attempts.is_empty() {
+            self.attempts.remove(&offset);
+        }
+        while self.entries.front().is_some_and(Entry::is_done) {
             self.entries.pop_front();
         }
         Some(size)
@@ -85,7 +134,16 @@ impl Watermark {
 
     /// Gives a message back: it stays uncommitted. Its size when it was open until now.
     pub(crate) fn release(&mut self, offset: i64) -> Option<u32> {
-        self.answer(offset, Answer::Released)
+        let size = self.answer(offset, Answer::Released)?;
+        if self.guarded
+            && let Some(attempt) = self.attempts.get_mut(&offset)
+        {
+            *attempt -= 1;
+            if *attempt == 1 {
+                self.attempts.remove(&offset);
+            }
+        }
+        Some(size)
     }
 
     fn answer(&mut self, offset: i64, answer: Answer) -> Option<u32> {
@@ -126,17 +184,52 @@ impl Watermark {
         self.entries.front().map(|e| e.offset)
     }
 
-    /// What is acknowledged beyond the position, as text for the metadata of the committed offset: how many offsets to
-    /// skip and how many follow that are done, again and again. Cut off where it would be too long: what is not noted
-    /// comes again.
+    /// What there is beyond the position, as text for the metadata of the committed offset: how many offsets to skip and
+    /// how many follow that are done, again and again; then, behind a semicolon, how many to skip and the attempt of the
+    /// message there. Cut off where it would be too long: what is not noted comes again, or as its first attempt. What
+    /// [must be noted](Self::must_note) is never cut off.
     pub(crate) fn note(&self) -> String {
-        let mut note = String::new();
-        let Some(mut at) = self.position() else { return note };
+        let Some(position) = self.position() else { return String::new() };
+        let must = self.must_note(MAX_NOTE).unwrap_or_default();
+        let attempts = self.note_attempts(position, MAX_ATTEMPTS.min(MAX_NOTE - must.len()));
+        let (all, whole) = self.note_done(position, MAX_NOTE - attempts.len(), Entry::is_done);
+        let mut note = if whole || must.is_empty() { all } else { must };
+        if note.is_empty() && !attempts.is_empty() {
+            note.push_str(MARK);
+        }
+        note + &attempts
+    }
+
+    /// The part of the note without which a message that a transaction has acknowledged might come again. `None` where
+    /// it does not fit into so many bytes.
+    pub(crate) fn must_note(&self, most: usize) -> Option<String> {
+        let Some(position) = self.position() else { return Some(String::new()) };
+        let (note, whole) = self.note_done(position, most, |entry| entry.answer == Answer::Noted);
+        whole.then_some(note)
+    }
+
+    fn note_attempts(&self, position: i64, most: usize) -> String {
+        let (mut note, mut at) = (String::new(), position);
+        for (offset, attempt) in self.attempts.range(position..) {
+            let before = note.len();
+            let _ = write!(note, "{}{}x{attempt}", if before == 0 { ";" } else { "," }, offset - at);
+            if note.len() > most {
+                note.truncate(before);
+                break;
+            }
+            at = *offset;
+        }
+        note
+    }
+
+    /// What is done, as far as it is `noted`, and whether there was room for all of it.
+    fn note_done(&self, position: i64, most: usize, noted: impl Fn(&Entry) -> bool) -> (String, bool) {
+        let (mut note, mut at) = (String::new(), position);
         let next = self.next.unwrap_or(at);
         let mut runs: Vec<Range<i64>> = Vec::new();
         let mut joins = false;
         for entry in &self.entries {
-            let done = entry.answer == Answer::Done;
+            let done = noted(entry);
             match runs.last_mut() {
                 Some(last) if done && joins => last.end = entry.offset + 1,
                 _ if done => runs.push(entry.offset..entry.offset + 1),
@@ -144,17 +237,23 @@ impl Watermark {
             }
             joins = done;
         }
-        runs.extend(self.known.iter().filter(|r| r.end > next).map(|r| r.start.max(next)..r.end));
+        for known in self.known.iter().filter(|r| r.end > next).map(|r| r.start.max(next)..r.end) {
+            match runs.last_mut() {
+                // Half of it has been delivered again.
+                Some(last) if last.end == known.start => last.end = known.end,
+                _ => runs.push(known),
+            }
+        }
         for run in runs {
             let before = note.len();
             let _ = write!(note, "{}{}+{}", if before == 0 { MARK } else { "," }, run.start - at, run.end - run.start);
-            if note.len() > MAX_NOTE {
+            if note.len() > most {
                 note.truncate(before);
-                break;
+                return (note, false);
             }
             at = run.end;
         }
-        note
+        (note, true)
     }
 
     /// Messages without an answer.
@@ -173,12 +272,15 @@ impl Watermark {
     }
 }
 
-/// Reads a note. Anything else that stands in the metadata is no note, and a broken one ends where it breaks.
-fn read(position: i64, note: &str) -> VecDeque<Range<i64>> {
-    let mut known = VecDeque::new();
+/// Reads a note: what is done, and attempts. Anything else that stands in the metadata is no note, and a broken one ends
+/// where it breaks.
+fn read(position: i64, note: &str) -> (VecDeque<Range<i64>>, BTreeMap<i64, u32>) {
+    let (mut known, mut attempts) = (VecDeque::new(), BTreeMap::new());
+    let Some(note) = note.strip_prefix(MARK) else { return (known, attempts) };
+    let (done, tried) = note.split_once(';').unwrap_or((note, ""));
+    let number = |text: &str| text.parse::<i64>().ok().filter(|n| *n >= 0);
     let mut at = position;
-    for run in note.strip_prefix(MARK).into_iter().flat_map(|runs| runs.split(',')) {
-        let number = |text: &str| text.parse::<i64>().ok().filter(|n| *n >= 0);
+    for run in done.split(',') {
         let range = run.split_once('+').and_then(|(skip, count)| {
             let start = at.checked_add(number(skip)?)?;
             Some(start..start.checked_add(number(count)?)?)
@@ -187,131 +289,19 @@ fn read(position: i64, note: &str) -> VecDeque<Range<i64>> {
         at = range.end;
         known.push_back(range);
     }
-    known
+    at = position;
+    for entry in tried.split(',') {
+        let attempt = entry.split_once('x').and_then(|(skip, attempt)| {
+            Some((at.checked_add(number(skip)?)?, attempt.parse().ok().filter(|attempt| *attempt > 0)?))
+        });
+        let Some((offset, attempt)) = attempt else { break };
+        at = offset;
+        attempts.insert(offset, attempt);
+    }
+    (known, attempts)
 }
 
+// By its path, which holds for the test that includes this file too.
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[derive(Debug, Clone)]
-    enum Step {
-        Deliver { gap: i64 },
-        Ack(prop::sample::Index),
-        Release(prop::sample::Index),
-        AckAgain(prop::sample::Index),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => prop_oneof![3 => Just(0), 1 => 1..5_i64].prop_map(|gap| Step::Deliver { gap }),
-            4 => any::<prop::sample::Index>().prop_map(Step::Ack),
-            1 => any::<prop::sample::Index>().prop_map(Step::Release),
-            1 => any::<prop::sample::Index>().prop_map(Step::AckAgain),
-        ]
-    }
-
-    proptest! {
-        /// Against a model that keeps every offset for ever.
-        #[test]
-        fn the_position_is_the_first_offset_that_is_not_acknowledged(
-            start in 0..100_i64,
-            steps in prop::collection::vec(step(), 0..200),
-            second_crash in any::<prop::sample::Index>(),
-        ) {
-            let mut watermark = Watermark::default();
-            let mut next = start;
-            let mut delivered = Vec::new();
-            let (mut open, mut not_acked) = (BTreeSet::new(), BTreeSet::new());
-            for step in steps {
-                match step {
-                    Step::Deliver { gap } => {
-                        let offset = next + gap;
-                        prop_assert_eq!(watermark.deliver(offset, 1), Delivery::Open);
-                        next = offset + 1;
-                        delivered.push(offset);
-                        open.insert(offset);
-                        not_acked.insert(offset);
-                    }
-                    Step::Ack(_) | Step::Release(_) if open.is_empty() => {}
-                    Step::Ack(i) => {
-                        let offset = *i.get(&open.iter().copied().collect::<Vec<_>>());
-                        prop_assert_eq!(watermark.ack(offset), Some(1));
-                        open.remove(&offset);
-                        not_acked.remove(&offset);
-                    }
-                    Step::Release(i) => {
-                        let offset = *i.get(&open.iter().copied().collect::<Vec<_>>());
-                        prop_assert_eq!(watermark.release(offset), Some(1));
-                        open.remove(&offset);
-                    }
-                    Step::AckAgain(i) => {
-                        let answered: Vec<_> = delivered.iter().filter(|o| !open.contains(o)).copied().collect();
-                        if !answered.is_empty() {
-                            prop_assert_eq!(watermark.ack(*i.get(&answered)), None);
-                        }
-                    }
-                }
-                let expected = not_acked.first().copied().or((!delivered.is_empty()).then_some(next));
-                prop_assert_eq!(watermark.position(), expected);
-                prop_assert_eq!(watermark.open(), open.len());
-                prop_assert_eq!(watermark.open_bytes(), open.len());
-                for offset in &delivered {
-                    prop_assert_eq!(watermark.holds(*offset), open.contains(offset));
-                }
-                prop_assert!(!watermark.holds(next));
-            }
-            // After a crash exactly those come again that were not acknowledged, also when it happens twice.
-            if let Some(position) = watermark.position() {
-                let (mut position, mut note) = (position, watermark.note());
-                let log: Vec<_> = delivered.iter().copied().filter(|o| *o >= position).collect();
-                for read_before_the_crash in [second_crash.index(log.len() + 1), log.len()] {
-                    let mut again = Watermark::resume(position, &note);
-                    let handed: Vec<_> = log
-                        .iter()
-                        .copied()
-                        .filter(|o| *o >= position)
-                        .take(read_before_the_crash)
-                        .filter(|o| again.deliver(*o, 1) == Delivery::Open)
-                        .collect();
-                    let read_to = again.next.unwrap_or(position);
-                    let expected: Vec<_> =
-                        not_acked.iter().copied().filter(|o| *o >= position && *o < read_to).collect();
-                    prop_assert_eq!(handed, expected);
-                    if let Some(p) = again.position() {
-                        position = p;
-                        note = again.note();
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn a_note_says_what_is_done_and_never_grows_too_long() {
-        let mut watermark = Watermark::default();
-        for offset in 10..20_010 {
-            watermark.deliver(offset, 1);
-        }
-        for offset in [11, 12, 15] {
-            watermark.ack(offset);
-        }
-        assert_eq!(watermark.note(), "aq1:1+2,2+1");
-        for offset in (16..20_010).step_by(2) {
-            watermark.ack(offset);
-        }
-        let note = watermark.note();
-        assert!(note.len() <= MAX_NOTE && note.starts_with("aq1:1+2,2+2,"), "{note}");
-    }
-
-    #[test]
-    fn metadata_of_others_is_no_note() {
-        for other in ["", "x", "aq1:", "aq1:1", "aq1:-1+2", "aq1:1+x,3+4", "aq1:1+99999999999999999999"] {
-            assert_eq!(Watermark::resume(0, other).deliver(1, 1), Delivery::Open, "{other}");
-        }
-    }
-}
+#[path = "offsets/tests.rs"]
+mod tests;

@@ -1,26 +1,23 @@
 //! The thread of a consumer: everything that librdkafka wants done between two polls.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant, SystemTime};
 
-use parking_lot::Mutex;
-use queue_core::{Error, ErrorKind, EventKind, Events};
-use rdkafka::client::ClientContext;
+use queue_core::{Error, ErrorKind, EventKind};
+use rdkafka::client::ClientContext as _;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
-use rdkafka::message::Message as _;
-use rdkafka::topic_partition_list::TopicPartitionListElem;
-use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::convert::{self, Copies};
-use crate::error;
-use crate::inbox::{Inbox, Incoming, Mark, Plan};
-use crate::link::{Watch, partitions};
+use crate::callbacks::{Context, Native, Told, Verdict};
+use crate::chunk::{Chunk, Waiting};
+use crate::error::{self, is_login};
+use crate::ffi::Reader;
+use crate::inbox::{Inbox, Mark, Plan};
+use crate::link::partitions;
 
 /// The longest sleep: answers and new messages wake the thread, this serves the rest.
 const TICK: Duration = Duration::from_millis(100);
@@ -28,214 +25,38 @@ const TICK: Duration = Duration::from_millis(100);
 const FLUSH_TICK: Duration = Duration::from_millis(10);
 /// How long a full consumer goes without a poll before its partitions are paused, so that it can poll on.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// Messages that are handed over together.
-const CHUNK: usize = 512;
 /// Messages that are taken at a time of a consumer that is paused.
 const STRAGGLERS: usize = 64;
 /// How long a topic must be missing before the consumer gives up.
 const MISSING_FOR: Duration = Duration::from_secs(3);
+/// Between two looks for the place where a partition is read, after errors.
+const SEEK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often offsets that are left out are looked into.
 const GAP_INTERVAL: Duration = Duration::from_secs(1);
+/// How long the first look at the group's positions may take.
+const MIN_LOOK: Duration = Duration::from_millis(250);
 /// How long a look at the metadata may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Called by librdkafka from within a poll, on the consumer's thread.
-pub(crate) struct Context {
-    watch: Watch,
-    inbox: Arc<Inbox>,
-    topic: String,
-    subject: Arc<str>,
-    events: Events,
-    /// Whether a poll that returned nothing did something all the same.
-    served: AtomicBool,
-    /// The broker refused notes beside the positions.
-    no_notes: AtomicBool,
-    paused: Mutex<BTreeSet<i32>>,
-    /// Where partitions start when they are first assigned; others start at the group's position.
-    starts: Mutex<Vec<(i32, i64)>>,
-}
-
-pub(crate) type Native = BaseConsumer<Context>;
-
-impl Context {
-    pub(crate) fn new(
-        watch: Watch,
-        inbox: Arc<Inbox>,
-        topic: &str,
-        subject: &str,
-        events: Events,
-        starts: Vec<(i32, i64)>,
-    ) -> Self {
-        Self {
-            watch,
-            inbox,
-            topic: topic.to_owned(),
-            subject: subject.into(),
-            events,
-            served: AtomicBool::new(false),
-            no_notes: AtomicBool::new(false),
-            paused: Mutex::default(),
-            starts: Mutex::new(starts),
-        }
-    }
-
-    fn list(&self, partitions: impl IntoIterator<Item = i32>) -> TopicPartitionList {
-        let mut list = TopicPartitionList::new();
-        for partition in partitions {
-            list.add_partition(&self.topic, partition);
-        }
-        list
-    }
-
-    /// Commits and waits for the broker's answer: librdkafka tells what came of it in no other way, because the
-    /// bindings set no callback for commits of one's own. While brokers are away this takes up to the session's
-    /// timeout.
-    fn commit(&self, consumer: &Native, marks: &[Mark]) -> Result<(), Error> {
-        let notes = !self.no_notes.load(Ordering::Relaxed);
-        let result = self.positions(marks, notes).and_then(|list| consumer.commit(&list, CommitMode::Sync));
-        match result {
-            Err(error) if notes && error.rdkafka_error_code() == Some(Code::OffsetMetadataTooLarge) => {
-                tracing::warn!(
-                    topic = self.topic,
-                    "the broker takes no notes of this length: done ones may come again"
-                );
-                self.no_notes.store(true, Ordering::Relaxed);
-                self.commit(consumer, marks)
-            }
-            other => other.map_err(|e| error::of(e, "commit")),
-        }
-    }
-
-    fn positions(&self, marks: &[Mark], notes: bool) -> KafkaResult<TopicPartitionList> {
-        let mut list = TopicPartitionList::with_capacity(marks.len());
-        for mark in marks {
-            list.add_partition_offset(&self.topic, mark.partition, Offset::Offset(mark.offset))?;
-            if notes
-                && !mark.note.is_empty()
-                && let Some(mut element) = list.find_partition(&self.topic, mark.partition)
-            {
-                element.set_metadata(&mark.note);
-            }
-        }
-        Ok(list)
-    }
-
-    fn assign(&self, consumer: &Native, list: &mut TopicPartitionList) -> KafkaResult<()> {
-        let partitions = numbers(list);
-        let mut committed = self.committed(consumer, list);
-        for (partition, offset) in self.starts.lock().extract_if(.., |(p, _)| partitions.contains(p)) {
-            committed.insert(partition, (offset, String::new()));
-        }
-        committed.retain(|partition, (offset, _)| {
-            // Without an offset librdkafka asks for the position itself.
-            list.set_partition_offset(&self.topic, *partition, Offset::Offset(*offset)).is_ok()
-        });
-        self.inbox.assigned(partitions.into_iter().map(|p| (p, committed.remove(&p))));
-        match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
-            _ => consumer.assign(list),
-        }
-    }
-
-    /// What the group has committed, with its notes. Where the broker does not tell, librdkafka asks again for the
-    /// position alone: what was acknowledged beyond it comes twice.
-    fn committed(&self, consumer: &Native, list: &TopicPartitionList) -> BTreeMap<i32, (i64, String)> {
-        let answer = match consumer.committed_offsets(list.clone(), LOOK_TIMEOUT) {
-            Ok(answer) => answer,
-            Err(error) => {
-                tracing::warn!(topic = self.topic, %error, "the group's positions are not told");
-                return BTreeMap::new();
-            }
-        };
-        let position = |e: &TopicPartitionListElem<'_>| match (e.error(), e.offset()) {
-            (Ok(()), Offset::Offset(offset)) => {
-                // The metadata is any client's to write, and rdkafka panics where it is not UTF-8.
-                let note = catch_unwind(AssertUnwindSafe(|| e.metadata().to_owned())).unwrap_or_default();
-                Some((e.partition(), (offset, note)))
-            }
-            _ => None,
-        };
-        answer.elements().iter().filter_map(position).collect()
-    }
-
-    fn revoke(&self, consumer: &Native, list: &TopicPartitionList) -> KafkaResult<()> {
-        let partitions = numbers(list);
-        // From here on late answers are stale: nothing is acknowledged that is not committed below.
-        let found = self.inbox.revoked(&partitions);
-        if !found.due.is_empty() {
-            let result = if consumer.assignment_lost() {
-                Err(error::of_code(Code::AssignmentLost, "commit"))
-            } else {
-                self.commit(consumer, &found.due)
-            };
-            self.inbox.parted(&found.due, &result);
-            if let Err(error) = result {
-                self.events.emit(EventKind::AnswerFailed, &self.subject, Some(error));
-            }
-        }
-        if found.unanswered > 0 {
-            self.events.emit(EventKind::Revoked, &self.subject, None);
-        }
-        {
-            let mut paused = self.paused.lock();
-            let list = self.list(partitions.into_iter().filter(|p| paused.remove(p)));
-            if list.count() > 0
-                && let Err(error) = consumer.resume(&list)
-            {
-                tracing::warn!(topic = self.topic, %error, "partitions cannot be resumed");
-            }
-        }
-        // In any case: the group waits for it, and so does a close.
-        match consumer.rebalance_protocol() {
-            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
-            _ => consumer.unassign(),
-        }
-    }
-}
-
-fn numbers(list: &TopicPartitionList) -> Vec<i32> {
-    list.elements().iter().map(|e| e.partition()).collect()
-}
-
-impl ClientContext for Context {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.served.store(true, Ordering::Relaxed);
-        self.watch.log(level, facility, line);
-    }
-
-    fn stats_raw(&self, _: &[u8]) {
-        self.served.store(true, Ordering::Relaxed);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.served.store(true, Ordering::Relaxed);
-        self.watch.error(error, reason);
-    }
-}
-
-impl ConsumerContext for Context {
-    fn rebalance(&self, consumer: &Native, what: RDKafkaRespErr, list: &mut TopicPartitionList) {
-        self.served.store(true, Ordering::Relaxed);
-        let result = match what {
-            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list),
-            _ => self.revoke(consumer, list),
-        };
-        if let Err(error) = result {
-            tracing::warn!(topic = self.topic, %error, "a rebalance failed");
-        }
-    }
-}
-
 /// See the module.
 pub(crate) struct Poller {
-    consumer: Native,
+    reader: Reader<Context>,
     context: Arc<Context>,
     inbox: Arc<Inbox>,
     commits: bool,
     commit_interval: Duration,
     last_commit: Instant,
-    chunk: Vec<Incoming>,
-    copies: Copies,
+    /// What the broker was asked to keep and has not answered.
+    committing: Option<(Vec<Mark>, Instant)>,
+    chunk: Chunk,
+    /// Partitions of tiers that wait for their next retry to be due. They are paused, and read from there on then.
+    waiting: BTreeMap<i32, Waiting>,
+    /// Partitions in which librdkafka may go on at another place than where reading ended: it only ever moves its place
+    /// forward when a batch is read, past an error too.
+    astray: BTreeSet<i32>,
+    next_seek: Instant,
+    next_look_at_positions: Instant,
+    look_for: Duration,
     full_since: Option<Instant>,
     missing_since: Option<Instant>,
     next_look: Instant,
@@ -244,27 +65,64 @@ pub(crate) struct Poller {
 }
 
 impl Poller {
-    /// For a consumer that is subscribed (`commits`) or assigned.
-    pub(crate) fn new(mut consumer: Native, inbox: Arc<Inbox>, commits: bool, commit_interval: Duration) -> Self {
-        let signal = inbox.clone();
-        consumer.set_nonempty_callback(move || signal.signal.raise());
+    /// For a consumer that is subscribed (`commits`) or is to be assigned.
+    ///
+    /// # Errors
+    /// What librdkafka says when it is out of memory.
+    pub(crate) fn new(
+        consumer: Native,
+        inbox: Arc<Inbox>,
+        commits: bool,
+        commit_interval: Duration,
+    ) -> KafkaResult<Self> {
         let context = consumer.context().clone();
+        let reader = Reader::new(consumer, context.feed.clone())?;
         let now = Instant::now();
-        Self {
-            consumer,
+        Ok(Self {
+            reader,
             context,
             inbox,
             commits,
             commit_interval,
             last_commit: now,
-            chunk: Vec::with_capacity(CHUNK),
-            copies: Copies::default(),
+            committing: None,
+            chunk: Chunk::default(),
+            waiting: BTreeMap::new(),
+            astray: BTreeSet::new(),
+            next_seek: now,
+            next_look_at_positions: now,
+            look_for: MIN_LOOK,
             full_since: None,
             missing_since: None,
             next_look: now,
             next_gap: now,
             left: false,
-        }
+        })
+    }
+
+    /// Reads these partitions, without a group, from these offsets on.
+    ///
+    /// # Errors
+    /// What librdkafka says to the list.
+    pub(crate) fn assign(&self, starts: &[(i32, i64)]) -> KafkaResult<()> {
+        let partitions: Vec<i32> = starts.iter().map(|(partition, _)| *partition).collect();
+        self.context.connect(&partitions);
+        self.inbox.assigned(partitions.into_iter().map(|partition| (partition, None)));
+        let topic = self.context.topic();
+        let list = starts.iter().map(|(p, offset)| ((topic.to_owned(), *p), Offset::Offset(*offset))).collect();
+        self.consumer().assign(&TopicPartitionList::from_topic_map(&list)?)
+    }
+
+    /// Becomes a member of the group.
+    ///
+    /// # Errors
+    /// What librdkafka says to the topic.
+    pub(crate) fn subscribe(&self) -> KafkaResult<()> {
+        self.consumer().subscribe(&self.context.lanes.topics())
+    }
+
+    fn consumer(&self) -> &Native {
+        self.reader.consumer()
     }
 
     /// Serves the consumer until it is closed, and leaves the group.
@@ -283,7 +141,7 @@ impl Poller {
         self.commit_rest();
         // Revokes everything, and tries once more to commit. It may take until the session ends when the broker is away;
         // whoever closes does not wait longer than they want.
-        drop(self.consumer);
+        drop(self.reader);
         self.inbox.end();
     }
 
@@ -292,19 +150,31 @@ impl Poller {
     fn commit_rest(&mut self) {
         let deadline = self.inbox.deadline();
         self.pause(true, &BTreeSet::new());
-        while self.commits && !self.inbox.due().is_empty() && Instant::now() < deadline {
-            self.commit(true);
+        let inbox = self.inbox.clone();
+        let is_left = || !inbox.due().is_empty() || inbox.is_turn();
+        while self.commits && is_left() && Instant::now() < deadline {
+            let due = inbox.due();
+            if !due.is_empty() {
+                let result = self.context.commit(self.consumer(), &due);
+                inbox.committed(&due, result);
+            }
             // Serves the rebalance; new messages are not taken any more.
             self.pull((0, 0), true);
-            if !self.inbox.due().is_empty() {
-                self.inbox.signal.wait(FLUSH_TICK);
+            if inbox.is_turn() {
+                self.place();
+            }
+            if is_left() {
+                inbox.signal.wait(FLUSH_TICK);
             }
         }
     }
 
     /// Polls once around; true when there is nothing left to do.
     fn turn(&mut self, plan: &Plan) -> bool {
-        let full = plan.room.0 == 0 || plan.room.1 == 0;
+        // What is handed out while the broker keeps no positions would come again, and librdkafka has read far ahead.
+        let unanswered = |(_, since): &(Vec<Mark>, Instant)| since.elapsed() >= self.commit_interval;
+        let overdue = self.committing.as_ref().is_some_and(unanswered);
+        let full = plan.room.0 == 0 || plan.room.1 == 0 || overdue;
         let waits = match (full, self.full_since) {
             (false, _) => {
                 self.full_since = None;
@@ -317,13 +187,18 @@ impl Poller {
             (true, Some(since)) => since.elapsed() > PATIENCE,
         };
         let pause = plan.pause || waits;
+        let due = if full || pause { Vec::new() } else { self.due() };
         self.pause(pause, &plan.far);
+        self.go_to(&due, pause, &plan.far);
         let idle = if full && !pause { true } else { self.pull(plan.room, pause) };
+        self.hear();
+        self.place();
+        self.grant();
         if plan.leave && !self.left {
             self.left = true;
             if self.commits {
                 // The group goes on without this member; the revoke commits.
-                self.consumer.unsubscribe();
+                self.consumer().unsubscribe();
             }
         }
         self.commit(plan.flush);
@@ -335,54 +210,113 @@ impl Poller {
     fn pull(&mut self, room: (usize, usize), paused: bool) -> bool {
         // A paused consumer is polled for events; a straggler is taken all the same.
         let (mut count, mut bytes) = if paused { (STRAGGLERS, usize::MAX) } else { room };
+        self.serve();
         let mut idle = false;
-        while count > 0 && bytes > 0 {
-            self.context.served.store(false, Ordering::Relaxed);
-            match self.consumer.poll(Duration::ZERO) {
-                Some(Ok(record)) => {
-                    let message = convert::message(&record, &mut self.copies);
-                    let size = record.payload_len() + record.key_len();
-                    let size = message.as_ref().map_or(size, queue_core::Message::size);
-                    count = count.saturating_sub(1);
-                    bytes = bytes.saturating_sub(size);
-                    self.chunk.push(Incoming {
-                        partition: record.partition(),
-                        offset: record.offset(),
-                        size: u32::try_from(size).unwrap_or(u32::MAX),
-                        message,
-                    });
-                    if self.chunk.len() >= CHUNK {
-                        self.hand_over();
-                    }
-                }
-                Some(Err(error)) => self.trouble(&error),
-                None if self.context.served.load(Ordering::Relaxed) => {}
-                None => {
-                    idle = true;
-                    break;
-                }
-            }
-        }
-        if !self.chunk.is_empty() {
+        while count > 0 && bytes > 0 && !idle {
+            // Sizes are known when the messages are there: as many as fit if none is larger than those before.
+            let fit = self.chunk.fit(bytes);
+            let records = self.reader.read(count.min(fit));
+            self.chunk.messages.reserve(records.len());
+            records.iter().for_each(|record| self.chunk.add(record, &self.context.lanes));
+            count -= records.len().min(count);
+            bytes = bytes.saturating_sub(self.chunk.bytes);
+            idle = records.len() == 0;
+            drop(records);
             self.hand_over();
         }
         idle
     }
 
+    /// The partitions whose next retry is due, and where it stands; they wait no longer.
+    fn due(&mut self) -> Vec<(i32, i64)> {
+        let now = SystemTime::now();
+        let due: Vec<_> = self.waiting.iter().filter(|(_, w)| w.due <= now).map(|(p, w)| (*p, w.offset)).collect();
+        for (partition, _) in &due {
+            self.waiting.remove(partition);
+        }
+        due
+    }
+
+    /// Has the partitions read from these offsets on, and those that are astray from where reading ended.
+    fn go_to(&mut self, due: &[(i32, i64)], all: bool, far: &BTreeSet<i32>) {
+        let mut places = due.to_vec();
+        if self.next_seek <= Instant::now() && !self.astray.is_empty() {
+            self.next_seek = Instant::now() + SEEK_INTERVAL;
+            let next = |partition: &i32| Some((*partition, self.inbox.next(*partition)?));
+            let waits = |p: &i32| self.waiting.contains_key(p) || due.iter().any(|(lane, _)| lane == p);
+            places.extend(self.astray.iter().filter(|p| !waits(p)).filter_map(next));
+        }
+        if places.is_empty() {
+            return;
+        }
+        let mut list = TopicPartitionList::new();
+        for (lane, offset) in &places {
+            let (topic, partition) = self.context.lanes.place(*lane);
+            // The offset is one that was read.
+            let _ = list.add_partition_offset(topic, partition, Offset::Offset(*offset));
+        }
+        let answer = self.consumer().seek_partitions(list, LOOK_TIMEOUT);
+        let failed = match &answer {
+            Ok(answer) => {
+                let failed = answer.elements().into_iter().filter(|e| e.error().is_err());
+                failed.map(|e| self.context.lanes.lane(e.topic(), e.partition())).collect()
+            }
+            Err(error) => {
+                tracing::warn!(topic = self.context.topic(), %error, "partitions cannot be read from another place");
+                places.iter().map(|(lane, _)| *lane).collect::<Vec<_>>()
+            }
+        };
+        self.astray.retain(|lane| failed.contains(lane) || !places.iter().any(|(place, _)| place == lane));
+        for (lane, offset) in due.iter().filter(|(lane, _)| failed.contains(lane)) {
+            // What is read of it meanwhile is dropped, since it waits.
+            self.waiting.insert(*lane, Waiting { offset: *offset, due: SystemTime::now() + SEEK_INTERVAL });
+        }
+        if !failed.is_empty() {
+            self.pause(all, far);
+        }
+    }
+
+    /// Serves what is not a message.
+    fn serve(&mut self) {
+        loop {
+            self.context.served.store(false, Ordering::Relaxed);
+            let more = self.reader.serve(|record| self.chunk.add(record, &self.context.lanes));
+            // Before anything is read of a partition that came back.
+            for lane in self.context.revoked.lock().drain(..) {
+                self.waiting.remove(&lane);
+                self.astray.remove(&lane);
+            }
+            if !more && !self.context.served.load(Ordering::Relaxed) {
+                break;
+            }
+        }
+        self.hand_over();
+    }
+
     /// Gives what was fetched to the inbox, and tells when retention was faster.
     fn hand_over(&mut self) {
-        for jump in self.inbox.push(&mut self.chunk) {
+        for (error, lane) in std::mem::take(&mut self.chunk.errors) {
+            self.trouble(&error, lane);
+        }
+        self.chunk.bytes = 0;
+        self.chunk.sort_out(&mut self.waiting);
+        if self.chunk.messages.is_empty() {
+            return;
+        }
+        let pushed = self.inbox.push(std::mem::take(&mut self.chunk.messages));
+        self.astray.extend(pushed.rewound);
+        for jump in pushed.jumps {
             // Compaction and transactions leave gaps too, and that often; the broker tells them apart.
             if self.next_gap > Instant::now() {
                 return;
             }
             self.next_gap = Instant::now() + GAP_INTERVAL;
-            let topic = &self.context.topic;
-            let Ok((low, _)) = self.consumer.fetch_watermarks(topic, jump.partition, LOOK_TIMEOUT) else { continue };
+            let (topic, partition) = self.context.lanes.place(jump.partition);
+            let Ok((low, _)) = self.consumer().fetch_watermarks(topic, partition, LOOK_TIMEOUT) else { continue };
             if low > jump.expected {
                 let error = Error::new(ErrorKind::NotFound, "messages were removed before they were read")
                     .with_context("topic", topic)
-                    .with_context("partition", jump.partition)
+                    .with_context("partition", partition)
                     .with_context("from", jump.expected)
                     .with_context("to", low);
                 self.context.events.emit(EventKind::Expired, &self.context.subject, Some(error));
@@ -390,14 +324,16 @@ impl Poller {
         }
     }
 
-    /// Pauses and resumes, so that exactly `all` or the `far` partitions are paused.
+    /// Pauses and resumes, so that exactly `all` partitions are paused, or the `far` ones and those where retries wait.
     fn pause(&self, all: bool, far: &BTreeSet<i32>) {
         let mut paused = self.context.paused.lock();
-        if !all && far.is_empty() && paused.is_empty() {
+        if !all && far.is_empty() && self.waiting.is_empty() && paused.is_empty() {
             return;
         }
-        let Ok(assignment) = self.consumer.assignment() else { return };
-        let wanted: BTreeSet<i32> = numbers(&assignment).into_iter().filter(|p| all || far.contains(p)).collect();
+        let Ok(assignment) = self.consumer().assignment() else { return };
+        let wanted = self.context.lanes_of(&assignment).into_iter();
+        let wanted = wanted.filter(|p| all || far.contains(p) || self.waiting.contains_key(p));
+        let wanted: BTreeSet<i32> = wanted.collect();
         if *paused == wanted {
             return;
         }
@@ -405,10 +341,10 @@ impl Poller {
         let go = self.context.list(paused.difference(&wanted).copied());
         let mut result = Ok(());
         if stop.count() > 0 {
-            result = result.and(self.consumer.pause(&stop));
+            result = result.and(self.consumer().pause(&stop));
         }
         if go.count() > 0 {
-            result = result.and(self.consumer.resume(&go));
+            result = result.and(self.consumer().resume(&go));
         }
         match result {
             Ok(()) => *paused = wanted,
@@ -419,44 +355,130 @@ impl Poller {
     /// Commits what was acknowledged, when it is time or `now`. One that failed is tried again.
     fn commit(&mut self, now: bool) {
         let interval = if now { FLUSH_TICK / 2 } else { self.commit_interval };
-        if !self.commits || self.last_commit.elapsed() < interval {
+        if !self.commits || self.committing.is_some() || self.last_commit.elapsed() < interval {
             return;
         }
-        let due = self.inbox.due();
-        if !due.is_empty() {
-            let result = self.context.commit(&self.consumer, &due);
-            if let Err(error) = &result {
-                tracing::debug!(topic = self.context.topic, %error, "a commit failed and is tried again");
-            }
-            self.inbox.committed(&due, result);
-        }
         self.last_commit = Instant::now();
+        let due = self.inbox.due();
+        if due.is_empty() {
+            return;
+        }
+        match self.context.positions(&due).and_then(|list| self.reader.commit(&list)) {
+            Ok(()) => self.committing = Some((due, Instant::now())),
+            Err(error) => self.inbox.committed(&due, Err(error::of(error, "commit"))),
+        }
     }
 
-    fn trouble(&mut self, error: &KafkaError) {
+    /// Lets a transaction commit positions. An ordinary commit that is under way might come behind them, so it is waited
+    /// for.
+    fn grant(&self) {
+        if self.committing.is_some() {
+            return;
+        }
+        self.inbox.grant(|marks| {
+            let positions = self.context.positions(marks).map_err(|e| error::of(e, "commit"))?;
+            let nobody = || Error::new(ErrorKind::LeaseLost, "the receiver is in no group").with_retryable(true);
+            let member = self.consumer().group_metadata().ok_or_else(nobody)?;
+            // Of a member that was put out and does not know it yet the broker might take positions.
+            if self.consumer().assignment_lost() { Err(nobody()) } else { Ok((positions, member)) }
+        });
+    }
+
+    /// Asks for the positions that are wanted: of partitions that are to be read from there, and of a transaction that may
+    /// have been committed. The broker tells neither before the transaction is over.
+    fn place(&mut self) {
+        let (doubtful, unplaced) = (self.inbox.in_doubt(), self.context.unplaced.lock().clone());
+        if doubtful.is_empty() && unplaced.is_empty() || self.next_look_at_positions > Instant::now() {
+            return;
+        }
+        let lanes: BTreeSet<i32> = unplaced.iter().chain(&doubtful).copied().collect();
+        let asked = Instant::now();
+        let mut told = self.context.committed(self.consumer(), &self.context.list(lanes), self.look_for);
+        // Longer each time in vain, since the way to the broker may be long, and not most of this thread's time.
+        self.look_for = if told.is_empty() { (self.look_for * 2).min(LOOK_TIMEOUT) } else { MIN_LOOK };
+        let pause = SEEK_INTERVAL.max(asked.elapsed() * 4);
+        if !doubtful.is_empty() {
+            self.inbox.told(&told);
+        }
+        told.retain(|lane, _| unplaced.contains(lane));
+        if !told.is_empty() {
+            self.start_at(told);
+        }
+        self.next_look_at_positions = Instant::now() + pause;
+    }
+
+    /// Has partitions read from the group's positions on that were assigned before these were known. What librdkafka read
+    /// meanwhile was dropped.
+    fn start_at(&mut self, told: BTreeMap<i32, Told>) {
+        let mut list = TopicPartitionList::new();
+        for (lane, at) in &told {
+            let (topic, partition) = self.context.lanes.place(*lane);
+            let offset = at.as_ref().map_or(Offset::Beginning, |(offset, _)| Offset::Offset(*offset));
+            // The offset is one that was committed.
+            let _ = list.add_partition_offset(topic, partition, offset);
+        }
+        // librdkafka refuses until reading has begun somewhere.
+        let Ok(answer) = self.consumer().seek_partitions(list, LOOK_TIMEOUT) else { return };
+        for element in answer.elements().into_iter().filter(|element| element.error().is_ok()) {
+            let lane = self.context.lanes.lane(element.topic(), element.partition());
+            let Some(at) = told.get(&lane) else { continue };
+            self.context.unplaced.lock().remove(&lane);
+            self.waiting.remove(&lane);
+            self.astray.remove(&lane);
+            self.inbox.assigned(std::iter::once((lane, at.clone())));
+        }
+    }
+
+    /// Hears what came of the last commit.
+    fn hear(&mut self) {
+        let Some(answer) = self.reader.committed() else { return };
+        let Some((marks, _)) = self.committing.take() else { return };
+        // One that is to be sent without notes is still due.
+        let Verdict::Final(result) = self.context.judge(answer) else { return };
+        if let Err(error) = &result {
+            tracing::debug!(topic = self.context.topic(), %error, "a commit failed and is tried again");
+        }
+        self.inbox.committed(&marks, result);
+    }
+
+    fn trouble(&mut self, error: &KafkaError, lane: Option<i32>) {
         let Some(code) = error.rdkafka_error_code() else { return };
-        let mapped = error::of_code(code, "receive").with_context("topic", &self.context.topic);
+        // Of these two librdkafka skips the record by intention.
+        self.astray.extend(lane.filter(|_| !matches!(code, Code::BadMessage | Code::NotImplemented)));
+        let mapped = error::of_code(code, "receive").with_context("topic", self.context.topic());
         match (error, mapped.kind()) {
             (_, ErrorKind::NotFound) => {
                 // A broker that has just come back may not know all topics yet.
                 self.missing_since.get_or_insert_with(Instant::now);
             }
+            // The next token may be taken; until then health tells.
+            (_, ErrorKind::Unauthorized) if is_login(code) && self.context.watch.renews_login() => {}
+            // Its own topic is read all the same.
+            (KafkaError::MessageConsumption(_), ErrorKind::Unauthorized)
+                if lane.is_some_and(|lane| self.context.lanes.delay(lane).is_some()) =>
+            {
+                tracing::warn!(error = %mapped, "retries that wait in a topic cannot be read");
+            }
             (KafkaError::MessageConsumptionFatal(_), _) | (_, ErrorKind::Unauthorized | ErrorKind::Conflict) => {
                 self.inbox.fail(mapped);
             }
-            _ => tracing::debug!(error = %mapped, "transient"),
+            // In the measure of librdkafka's own log.
+            _ => self.context.watch.log(RDKafkaLogLevel::Warning, "CONSUME", &mapped.to_string()),
         }
     }
 
     /// Ends the consumer when its topic stays missing.
     fn look_for_topic(&mut self) {
+        if self.context.doubted.swap(false, Ordering::Relaxed) {
+            self.missing_since.get_or_insert_with(Instant::now);
+        }
         let Some(since) = self.missing_since else { return };
         if self.next_look > Instant::now() {
             return;
         }
         self.next_look = Instant::now() + MISSING_FOR / 4;
-        let topic = &self.context.topic;
-        match self.consumer.fetch_metadata(Some(topic), LOOK_TIMEOUT).and_then(|m| partitions(&m)) {
+        let topic = self.context.topic();
+        match self.consumer().fetch_metadata(Some(topic), LOOK_TIMEOUT).and_then(|m| partitions(&m)) {
             Ok(Some(_)) => self.missing_since = None,
             Ok(None) if since.elapsed() >= MISSING_FOR => {
                 let error = Error::new(ErrorKind::NotFound, "the topic is gone");

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use common::*;
 use queue_core::{
     Address, Answer, Completion, ConsumerOptions, Entry, ErrorKind, HeaderValue, HealthState, Message, Outcome,
-    ProducerOptions, Source, Start, Text, Topology,
+    ProducerOptions, Received, Source, Start, Text, Topology,
 };
 use tokio::time::Instant;
 
@@ -23,6 +23,8 @@ fn main() {
         ("a_slow_handler_keeps_its_messages", a_slow_handler_keeps_its_messages),
         ("a_message_to_a_missing_topic_fails_alone", a_message_to_a_missing_topic_fails_alone),
         ("a_topic_that_goes_away_ends_its_consumer", a_topic_that_goes_away_ends_its_consumer),
+        ("a_guarded_message_is_counted_when_it_is_handed_out", a_guarded_message_is_counted_when_it_is_handed_out),
+        ("a_log_that_begins_anew_is_read_whole", a_log_that_begins_anew_is_read_whole),
         ("a_topic_that_was_made_again_takes_messages", a_topic_that_was_made_again_takes_messages),
         ("a_message_that_is_too_large_is_told_so", a_message_that_is_too_large_is_told_so),
         ("groups_have_a_backlog_and_anonymous_readers_none", groups_and_anonymous_readers),
@@ -289,6 +291,79 @@ fn a_topic_that_goes_away_ends_its_consumer() {
         println!("a deleted topic was told after {:?}", begun.elapsed());
         assert_eq!(end.unwrap_err().kind(), ErrorKind::NotFound);
         rig.broker.close(in_secs(10)).await;
+    });
+}
+
+fn a_guarded_message_is_counted_when_it_is_handed_out() {
+    block_on(async {
+        let guarded = format!("{}?crash_guard=true", url().unwrap());
+        let rig = Rig::at(&guarded, 1).await;
+        rig.send(numbered(0..3)).await;
+        let consumer = rig.consumer().await;
+        let first = receive(&*consumer, 3).await;
+        assert_eq!(first.iter().map(|r| r.attempt).collect::<Vec<_>>(), [1, 1, 1]);
+        // The broker knows before anybody here does.
+        let config = rig.broker.native().downcast_ref::<queue_kafka::rdkafka::ClientConfig>().unwrap().clone();
+        let (group, topic) = (rig.queue.name().to_owned(), rig.queue.name().to_owned());
+        let noted = tokio::task::spawn_blocking(move || {
+            use queue_kafka::rdkafka::consumer::{BaseConsumer, Consumer as _};
+            let mut config = config;
+            let native: BaseConsumer = config.set("group.id", &group).create().unwrap();
+            let mut list = queue_kafka::rdkafka::TopicPartitionList::new();
+            list.add_partition(&topic, 0);
+            let list = native.committed_offsets(list, Duration::from_secs(10)).unwrap();
+            list.elements()[0].metadata().to_owned()
+        });
+        assert_eq!(noted.await.unwrap(), "aq1:;0x2,1x2,1x2");
+        // One is done, one is given back, one is lost.
+        consumer.ack(&[first[0].token]);
+        consumer.settle(vec![Answer::Release(first[1].token)]);
+        rig.broker.close(in_secs(10)).await;
+        let again = connect_to(&guarded).await.unwrap();
+        let consumer = again.consumer(&Source::new(rig.queue.clone()), &ConsumerOptions::default()).await.unwrap();
+        let second = receive(&*consumer, 2).await;
+        let seen: Vec<_> = second.iter().map(|r| (text(r), r.attempt)).collect();
+        assert_eq!(seen, [("1".to_owned(), 1), ("2".to_owned(), 2)]);
+        again.close(in_secs(10)).await;
+    });
+}
+
+fn a_log_that_begins_anew_is_read_whole() {
+    block_on(async {
+        const PREFETCH: usize = 50;
+        let rig = Rig::new(1).await;
+        let mut options = ConsumerOptions::default();
+        options.prefetch = PREFETCH;
+        let consumer = rig.consumer_with(options).await;
+        let ack = |list: &[Received]| {
+            let tokens: Vec<_> = list.iter().map(|r| r.token).collect();
+            assert_eq!(consumer.ack(&tokens).stale, [0; 0]);
+        };
+        let read = async |range: std::ops::Range<u32>| {
+            let mut left: BTreeSet<String> = range.map(|n| n.to_string()).collect();
+            while !left.is_empty() {
+                let list = receive(&*consumer, left.len().min(PREFETCH)).await;
+                list.iter().for_each(|r| assert!(left.remove(&text(r)), "{} is not of {left:?}", text(r)));
+                ack(&list);
+            }
+        };
+        rig.send(numbered(0..200)).await;
+        read(0..200).await;
+        // Made anew while the consumer stands at 200, which the new log does not have at first.
+        rig.broker.delete(&rig.queue).await.unwrap();
+        let again = Rig::named(&rig.queue, 1).await;
+        again.send(numbered(1000..1100)).await;
+        read(1000..1100).await;
+        again.send(numbered(2000..2500)).await;
+        let held = receive(&*consumer, PREFETCH).await;
+        // Full for longer than it goes without a poll: its partitions are paused, and read on after that.
+        tokio::time::sleep(Duration::from_millis(1200)).await;
+        ack(&held);
+        let held = held.iter().map(|r| text(r).parse::<u32>().unwrap()).collect::<Vec<_>>();
+        assert_eq!(held, (2000..2050).collect::<Vec<_>>());
+        read(2050..2500).await;
+        rig.end().await;
+        again.end().await;
     });
 }
 

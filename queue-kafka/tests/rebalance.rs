@@ -2,10 +2,14 @@
 //! nothing acknowledged comes again (unless the group had given its receiver up, on a busy machine, and refused the commit),
 //! no message is skipped, and no partition is with two receivers at a time.
 //!
+//! Members with an id of their own come back to what they had: see [`static_members`].
+//!
 //! `FAULTS=3` runs it, on a broker of its own, and so many times a receiver leaves and comes back; without the variable it
 //! says so.
 
 mod own;
+#[path = "rebalance/static_members.rs"]
+mod static_members;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,6 +22,7 @@ use own::Own;
 use parking_lot::Mutex;
 use queue_core::{Address, Answered, Client, Delivery, Entry, EventKind, Message, Receiver, Sender, Topology};
 use queue_kafka::DRIVER;
+use static_members::End;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
@@ -48,12 +53,15 @@ fn main() {
     let arguments = Arguments::from_args();
     let faults: Option<usize> = std::env::var("FAULTS").ok().and_then(|count| count.parse().ok());
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    if let Some(served) = runtime.block_on(static_members::serve()) {
+        return served.unwrap();
+    }
     let own = Own::new("kafka-rebalance");
     let runs = faults.is_some() && !arguments.list;
     if runs {
         runtime.block_on(own.brokers(&["up", "kafka"])).unwrap();
     }
-    let trials = PROTOCOLS.map(|(name, options)| {
+    let come_and_go = PROTOCOLS.map(|(name, options)| {
         let url = format!("kafka://127.0.0.1:{}?{options}", own.port(0));
         let handle = runtime.handle().clone();
         Trial::ignorable_test(format!("{name}_receivers_that_come_and_go_lose_and_double_nothing"), move || {
@@ -64,7 +72,32 @@ fn main() {
             Ok(Completion::Completed)
         })
     });
-    let conclusion = libtest_mimic::run(&arguments, trials.into());
+    let url = format!("kafka://127.0.0.1:{}", own.port(0));
+    let named = |name: String, options: &'static str, how: Option<End>| {
+        let (name, url, handle) = (name.to_lowercase(), url.clone(), runtime.handle().clone());
+        Trial::ignorable_test(name.clone(), move || {
+            if faults.is_none() {
+                return Ok(Completion::ignored_with("set FAULTS"));
+            }
+            handle.block_on(async {
+                match how {
+                    Some(how) => static_members::comes_back(&name, &url, options, how).await,
+                    None => static_members::two_with_one_id(&name, &url, options).await,
+                }
+            })?;
+            Ok(Completion::Completed)
+        })
+    };
+    let static_members = PROTOCOLS.into_iter().flat_map(|(protocol, options)| {
+        [Some(End::Killed), Some(End::Closed), None].map(|how| match how {
+            Some(how) => named(format!("{protocol}_a_static_member_{how:?}_comes_back_unnoticed"), options, Some(how)),
+            None => named(format!("{protocol}_of_two_members_with_one_id_one_ends"), options, None),
+        })
+    });
+    // With the newer protocol a member that was killed is waited for, and cannot come back until its session is over.
+    let static_members = static_members.filter(|trial| !trial.name().starts_with("consumer_a_static_member_killed"));
+    let trials = come_and_go.into_iter().chain(static_members).collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
     if runs {
         runtime.block_on(own.brokers(&["down", "kafka"])).unwrap();
     }

@@ -9,6 +9,8 @@ use queue_core::{
     Address, Completion, ConsumerOptions, Entry, ErrorKind, EventKind, Events, Message, ProducerOptions, Source,
     Topology,
 };
+use queue_kafka::rdkafka::ClientConfig;
+use queue_kafka::rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use tokio::time::Instant;
 
 fn main() {
@@ -18,6 +20,8 @@ fn main() {
         ("an_absent_broker_is_a_connection_error_in_time", an_absent_broker_is_a_connection_error_in_time),
         ("declaring_again_changes_nothing_and_differences_conflict", declaring_again),
         ("a_purge_empties_and_stats_tell", a_purge_empties_and_stats_tell),
+        ("each_partition_tells_its_lag", each_partition_tells_its_lag),
+        ("a_transaction_counts_once_it_is_committed", a_transaction_counts_once_it_is_committed),
         ("everything_is_closed_after_a_close", everything_is_closed_after_a_close),
         ("opening_and_closing_leaks_no_threads", opening_and_closing_leaks_no_threads),
         ("what_a_purge_removed_unread_is_told", what_a_purge_removed_unread_is_told),
@@ -121,6 +125,71 @@ fn a_purge_empties_and_stats_tell() {
         assert_eq!(text(&receive(&*consumer, 1).await[0]), "30");
         rig.broker.ping().await.unwrap();
         assert!(rig.broker.health().is_up());
+        rig.end().await;
+    });
+}
+
+/// The lag of each partition, in order.
+async fn lags(rig: &Rig) -> Vec<(u32, u64)> {
+    let stats = rig.broker.stats(&Source::new(rig.queue.clone())).await.unwrap();
+    let lags: Vec<_> = stats.partitions.iter().map(|p| (p.partition, p.lag.unwrap())).collect();
+    assert_eq!(stats.lag, Some(lags.iter().map(|(_, lag)| lag).sum()));
+    lags
+}
+
+fn each_partition_tells_its_lag() {
+    block_on(async {
+        let rig = Rig::new(3).await;
+        assert_eq!(lags(&rig).await, [(0, 0), (1, 0), (2, 0)]);
+        rig.send(numbered(0..30)).await;
+        let consumer = rig.consumer().await;
+        let received = receive(&*consumer, 30).await;
+        let of = |partition: u32| received.iter().filter(move |r| r.position.partition == Some(partition));
+        let counts = [0, 1, 2].map(|p| (p, of(p).count() as u64));
+        assert!(counts.iter().all(|(_, count)| *count > 0), "{counts:?}");
+        // What is handed out and not acknowledged counts.
+        assert_eq!(lags(&rig).await, counts);
+        consumer.ack(&of(1).map(|r| r.token).collect::<Vec<_>>());
+        consumer.ack(&[of(2).next().unwrap().token]);
+        consumer.flush().await.unwrap();
+        assert_eq!(lags(&rig).await, [counts[0], (1, 0), (2, counts[2].1 - 1)]);
+        // Who reads without a group leaves no trace.
+        let topic = Source::new(Address::topic(rig.queue.name()).unwrap());
+        assert!(rig.broker.stats(&topic).await.unwrap().partitions.is_empty());
+        rig.end().await;
+    });
+}
+
+fn a_transaction_counts_once_it_is_committed() {
+    block_on(async {
+        let rig = Rig::new(1).await;
+        let native = rig.broker.native().downcast_ref::<ClientConfig>().unwrap();
+        let producer: BaseProducer = native.clone().set("transactional.id", rig.queue.name()).create().unwrap();
+        producer.init_transactions(Duration::from_secs(30)).unwrap();
+        producer.begin_transaction().unwrap();
+        producer.send(BaseRecord::<(), str>::to(rig.queue.name()).payload("one")).map_err(|(error, _)| error).unwrap();
+        producer.flush(Duration::from_secs(10)).unwrap();
+        // It is there, and handed to nobody who reads what is committed.
+        let all = connect_to(&format!("{}?kafka.isolation.level=read_uncommitted", url().unwrap())).await.unwrap();
+        assert_eq!(all.stats(&Source::new(rig.queue.clone())).await.unwrap().lag, Some(1));
+        all.close(in_secs(10)).await;
+        assert_eq!(lags(&rig).await, [(0, 0)]);
+        producer.commit_transaction(Duration::from_secs(10)).unwrap();
+        // The message, and the mark behind it, which is written soon after the commit.
+        while lags(&rig).await != [(0, 2)] {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let consumer = rig.consumer().await;
+        let received = receive(&*consumer, 1).await;
+        consumer.ack(&[received[0].token]);
+        consumer.flush().await.unwrap();
+        assert_eq!(lags(&rig).await, [(0, 1)]);
+        // What comes behind the mark takes the position past it.
+        rig.send(numbered(2..3)).await;
+        let received = receive(&*consumer, 1).await;
+        consumer.ack(&[received[0].token]);
+        consumer.flush().await.unwrap();
+        assert_eq!(lags(&rig).await, [(0, 0)]);
         rig.end().await;
     });
 }

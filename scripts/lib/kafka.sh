@@ -11,6 +11,7 @@ kafka_prepare() {
   local name=$1 dir cluster
   need_java
   fetch_jars "${root:?}/scripts/lib/kafka.pom.xml" "$kafka_jars" "kafka.version=$ANYQUEUE_KAFKA_VERSION"
+  kafka_compile
   dir=$(dir_of "$name")
   [[ -e $dir/formatted ]] && return
   rm -rf "$dir/data"
@@ -23,6 +24,14 @@ kafka_prepare() {
     kafka_format "$name" -t "$cluster" --standalone
   fi
   touch "$dir/formatted"
+}
+
+# Makes the classes that a test of its own adds to the broker.
+kafka_compile() {
+  local sources=("${ANYQUEUE_KAFKA_EXTRA:-/dev/null}"/*.java)
+  [[ -e ${sources[0]} ]] || return 0
+  command -v javac >/dev/null || install_packages default-jdk-headless
+  javac --release 17 -cp "$kafka_jars/*" -d "$ANYQUEUE_KAFKA_EXTRA" "${sources[@]}" >&2 || die "javac refuses ${sources[*]}"
 }
 
 kafka_format() {
@@ -84,6 +93,10 @@ CONF
     # Three of them have to fit on a small machine.
     echo 'log.cleaner.dedupe.buffer.size=8388608'
   fi
+  # What a test of its own wants beyond that; of a line that is there twice the last one counts.
+  if [[ -n ${ANYQUEUE_KAFKA_EXTRA:-} ]]; then
+    cat "$ANYQUEUE_KAFKA_EXTRA/server.properties"
+  fi
 }
 
 kafka_node() {
@@ -108,7 +121,7 @@ kafka_launch() {
     -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
     -Dorg.slf4j.simpleLogger.showDateTime=true \
     -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info \
-    -cp "$kafka_jars/*" kafka.Kafka "$dir/server.properties"
+    -cp "$kafka_jars/*${ANYQUEUE_KAFKA_EXTRA:+:$ANYQUEUE_KAFKA_EXTRA}" kafka.Kafka "$dir/server.properties"
 }
 
 kafka_tool() {

@@ -6,12 +6,12 @@ use futures::future::join;
 use tokio::time::Instant;
 
 use super::case::{
-    CaseResult, Ctx, QUIET, WAIT, broken, cases, drain, ensure, expect_error, expect_same, hold, message, next_of,
-    only_a_marker_arrives, quiet, within, within_time,
+    CaseResult, Ctx, QUIET, WAIT, bodies, broken, cases, drain, ensure, expect_error, expect_same, hold, message,
+    next_of, only_a_marker_arrives, quiet, within, within_time,
 };
 use crate::address::{Address, Source};
 use crate::capability::Capabilities;
-use crate::error::ErrorKind;
+use crate::error::{Error, ErrorKind};
 use crate::message::Message;
 use crate::topology::{Entry, Topology};
 
@@ -23,6 +23,8 @@ cases! { "h_broker":
     a_purge_removes_what_waits ["purge", |p| p.broker.purge, else purging_is_refused];
     stats_count_what_waits ["stats", |p| p.broker.stats, else stats_are_refused];
     a_request_gets_its_reply ["requests", |p| p.broker.requests, else there_are_no_requests];
+    a_transaction_happens_whole_or_not_at_all
+        ["transactions", |p| p.broker.transactions, else there_are_no_transactions];
     an_address_can_do_no_more_than_its_broker;
 }
 
@@ -109,23 +111,29 @@ async fn stats_count_what_waits(ctx: Ctx) -> CaseResult {
     }
     let source = Source::new(queue.clone());
     // Some brokers count with a delay.
-    let until = async |what: &str, wanted: &(dyn Fn(crate::Stats) -> bool + Sync)| {
+    let until = async |what: &str, wanted: &(dyn Fn(&crate::Stats) -> bool + Sync)| {
         let mut last = crate::Stats::default();
         let reached = within_time(Duration::from_secs(30), what, async {
             loop {
                 last = ctx.client.stats(&source).await?;
-                if wanted(last) {
+                if wanted(&last) {
                     return Ok::<_, crate::Error>(());
                 }
                 tokio::time::sleep(Duration::from_millis(200)).await;
             }
         });
         match reached.await {
-            Ok(reached) => Ok(reached?),
-            Err(_) => Err(broken(format!("waited for {what}; the last figures are {last:?}"))),
+            Ok(reached) => reached?,
+            Err(_) => return Err(broken(format!("waited for {what}; the last figures are {last:?}"))),
         }
+        // The parts say the same as the whole.
+        let parts = &last.partitions;
+        ensure!(parts.is_sorted_by(|a, b| a.partition < b.partition), "not in order, or one twice: {parts:?}");
+        let sum: Option<u64> = parts.iter().map(|p| p.lag).sum();
+        ensure!(parts.is_empty() || sum == last.lag, "the lag of the partitions is {sum:?} in all: {last:?}");
+        Ok(())
     };
-    let waiting = |n: u64| move |s: crate::Stats| s.ready.or(s.lag) == Some(n);
+    let waiting = |n: u64| move |s: &crate::Stats| s.ready.or(s.lag) == Some(n);
     until("six waiting messages", &waiting(6)).await?;
     let mut receiver = ctx.open(&queue).await?;
     let held = hold(&mut receiver, 6).await?;
@@ -177,6 +185,55 @@ async fn a_request_gets_its_reply(ctx: Ctx) -> CaseResult {
 async fn there_are_no_requests(ctx: Ctx) -> CaseResult {
     ensure!(ctx.client.broker().requests().is_none(), "there are requests, and they are not declared");
     Ok(())
+}
+
+async fn a_transaction_happens_whole_or_not_at_all(ctx: Ctx) -> CaseResult {
+    let (from, to) = (ctx.queue()?, ctx.queue()?);
+    let sender = ctx.sender(&from).await?;
+    within("sends", sender.send_batch((0..4).map(message))).await?.map_err(Error::from)?;
+    let (mut source, mut target) = (ctx.open(&from).await?, ctx.open(&to).await?);
+    let name = from.name();
+    let transactions = within("opening transactions", async { ctx.client.transactions(name).await }).await??;
+    for end in ["given up", "dropped", "committed"] {
+        let held = hold(&mut source, 4).await?;
+        ensure!(held.iter().all(|d| d.attempt() == 1), "what is given up counts as an attempt");
+        let mut tx = within("a begin", transactions.begin()).await??;
+        let copies: Vec<Message> = held.iter().map(|delivery| delivery.message().clone()).collect();
+        within("sends in a transaction", tx.send_batch(&to, copies)).await??;
+        for delivery in held {
+            tx.ack(delivery)?;
+        }
+        if end != "committed" {
+            // Open it is not seen, and over it is not either.
+            quiet(&mut target, QUIET).await?;
+        }
+        match end {
+            "given up" => within("an abort", tx.abort()).await??,
+            "dropped" => drop(tx),
+            _ => within("a commit", tx.commit()).await??,
+        }
+    }
+    expect_same(&drain(&mut target, 4).await?, &bodies(4), "from one transaction of three")?;
+    quiet(&mut target, QUIET).await?;
+    // Whoever opens the name shuts out who had it.
+    let other = ctx.another().await?;
+    let next = within("opening them again", async { other.transactions(name).await }).await??;
+    let shut_out = async {
+        let mut tx = transactions.begin().await?;
+        tx.send(&to, message(9)).await?;
+        tx.commit().await
+    };
+    expect_error(within("who was shut out", shut_out).await?, &[ErrorKind::Conflict], "who was shut out")?;
+    let tx = within("a begin", next.begin()).await??;
+    within("a commit", tx.commit()).await??;
+    quiet(&mut target, QUIET).await?;
+    quiet(&mut source, QUIET).await
+}
+
+async fn there_are_no_transactions(ctx: Ctx) -> CaseResult {
+    ensure!(ctx.client.broker().transactions().is_none(), "there are transactions, and they are not declared");
+    let opened = within("opening transactions", async { ctx.client.transactions("conformance").await }).await?;
+    expect_error(opened, &[ErrorKind::Unsupported], "opening transactions").map(drop)
 }
 
 async fn an_address_can_do_no_more_than_its_broker(ctx: Ctx) -> CaseResult {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -17,12 +18,13 @@ use crate::capability::Capabilities;
 use crate::client::Client;
 use crate::completion::Completion;
 use crate::consumer::{AckReport, AckToken, Answer, Consumer, Received, Settled};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::event::Health;
 use crate::message::Message;
 use crate::producer::Producer;
 use crate::request::Requests;
 use crate::topology::Topology;
+use crate::transaction::{Acks, Participant, TransactionOptions, TransactionSession, Transactions, Uncommitted};
 
 /// A layer that passes everything through, as the pattern to write others by: it overrides every method, so that none
 /// falls back to a default.
@@ -151,6 +153,50 @@ impl Broker for PassBroker {
         self.inner.requests()
     }
 
+    fn transactions(&self) -> Option<&dyn Transactions> {
+        self.inner.transactions().map(|_| self as &dyn Transactions)
+    }
+
+    async fn close(&self, deadline: Instant) -> CloseReport {
+        self.inner.close(deadline).await
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl Transactions for PassBroker {
+    async fn open(&self, name: &str, options: &TransactionOptions) -> Result<Arc<dyn TransactionSession>> {
+        let inner = self.inner.transactions().ok_or_else(|| Error::unsupported("there are no transactions"))?;
+        Ok(Arc::new(PassSession { inner: inner.open(name, options).await?, wrap: self.wrap.clone() }))
+    }
+}
+
+/// The producers of a transaction go through the layer as all others do.
+#[derive(Debug)]
+struct PassSession {
+    inner: Arc<dyn TransactionSession>,
+    wrap: Interpose,
+}
+
+#[deny(clippy::missing_trait_methods)]
+#[async_trait]
+impl TransactionSession for PassSession {
+    async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
+        Ok((self.wrap.producer)(self.inner.producer(to, options).await?))
+    }
+
+    async fn begin(&self, deadline: Instant) -> Result<()> {
+        self.inner.begin(deadline).await
+    }
+
+    async fn commit(&self, acks: Vec<Acks>, deadline: Instant) -> Result<(), Uncommitted> {
+        self.inner.commit(acks, deadline).await
+    }
+
+    async fn abort(&self, deadline: Instant) -> Result<()> {
+        self.inner.abort(deadline).await
+    }
+
     async fn close(&self, deadline: Instant) -> CloseReport {
         self.inner.close(deadline).await
     }
@@ -203,6 +249,18 @@ impl Consumer for PassConsumer {
 
     fn holds(&self, token: AckToken) -> bool {
         self.0.holds(token)
+    }
+
+    fn note_attempt(&self, token: AckToken, attempt: u32) {
+        self.0.note_attempt(token, attempt);
+    }
+
+    fn retry_tiers(&self) -> &[(Duration, Address)] {
+        self.0.retry_tiers()
+    }
+
+    fn participant(&self) -> Option<Participant> {
+        self.0.participant()
     }
 
     async fn flush(&self) -> Result<()> {

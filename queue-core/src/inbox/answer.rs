@@ -164,12 +164,21 @@ impl Inbox {
     }
 
     fn retry_in(self: &Arc<Self>, mut held: Held, delay: Duration) -> Answered {
+        let tiers = self.consumer.retry_tiers();
+        if let Some(copies) = &self.copies
+            && tiers.first().is_some_and(|(shortest, _)| delay >= *shortest)
+            && let Some((tier, address)) = tiers.iter().find(|(tier, _)| *tier >= delay)
+        {
+            let copy = dead_letter::retry(&held.message, held.attempt + 1, Some(SystemTime::now() + *tier));
+            return self.copy_then_ack(held, copies.0.clone(), copy.to(address.clone()), Some(*tier));
+        }
         if self.in_place() && self.is_running() {
             if !self.consumer.holds(held.token) {
                 self.finish(&held);
                 return Answered::LeaseLost;
             }
             held.attempt += 1;
+            self.consumer.note_attempt(held.token, held.attempt);
             if delay.is_zero() {
                 self.hand_out(held);
             } else {
@@ -189,7 +198,7 @@ impl Inbox {
                 if let Some(delay) = held_back {
                     copy = copy.delay(delay);
                 }
-                return self.copy_then_ack(held, copies.0.clone(), copy);
+                return self.copy_then_ack(held, copies.0.clone(), copy, None);
             }
             (RetryVia::Broker, _) => Answer::Retry(held.token, delay),
             // Where order is kept, a copy would stand behind others of its key.
@@ -207,14 +216,21 @@ impl Inbox {
             Some(outbox) => {
                 let origin = self.source.to_string();
                 let copy = dead_letter::letter(&held.message, &reason, held.attempt, &origin);
-                self.copy_then_ack(held, outbox.0.clone(), copy)
+                self.copy_then_ack(held, outbox.0.clone(), copy, None)
             }
         }
     }
 
     /// Acks only after the broker confirmed the copy. Until then the message stays unanswered and leased; a copy that
-    /// fails is tried again, and health tells.
-    fn copy_then_ack(self: &Arc<Self>, held: Held, outbox: Arc<Outbox>, copy: Message) -> Answered {
+    /// fails is tried again, and health tells. One that can never be sent makes a retry in place instead, where that has a
+    /// delay.
+    fn copy_then_ack(
+        self: &Arc<Self>,
+        held: Held,
+        outbox: Arc<Outbox>,
+        copy: Message,
+        in_place: Option<Duration>,
+    ) -> Answered {
         if !self.consumer.holds(held.token) {
             self.finish(&held);
             return Answered::LeaseLost;
@@ -223,23 +239,38 @@ impl Inbox {
         let copying = Copying(self.clone());
         self.spawn(async move |inbox| {
             let _copying = copying;
-            inbox.copy_until_confirmed(held, &outbox, copy).await;
+            inbox.copy_until_confirmed(held, &outbox, copy, in_place).await;
         });
         Answered::Accepted
     }
 
-    async fn copy_until_confirmed(self: Arc<Self>, held: Held, outbox: &Arc<Outbox>, copy: Message) {
-        let problem = format!("copy {} to {}", self.source, outbox.address());
+    async fn copy_until_confirmed(
+        self: Arc<Self>,
+        mut held: Held,
+        outbox: &Arc<Outbox>,
+        copy: Message,
+        in_place: Option<Duration>,
+    ) {
+        let problem = format!("copy {} to {}", self.source, copy.destination().unwrap_or(outbox.address()));
         let mut pause = COPY_RETRY_MIN;
         loop {
             let sent = match outbox.submit(copy.clone()).await {
-                Ok(block) => crate::verdict::Verdict(block).await,
+                Ok(slot) => crate::verdict::Verdict(slot).await,
                 Err(error) => Err(error),
             };
             match sent {
                 Ok(_) => {
                     self.client.events.set_problem(&problem, None);
                     self.ack(&held);
+                    return;
+                }
+                Err(error) if in_place.is_some() && is_hopeless(&error) && self.is_running() => {
+                    let delay = in_place.unwrap_or_default();
+                    self.client.events.set_problem(&problem, None);
+                    self.client.events.emit(EventKind::DeadLetterFailed, &self.source.to_string(), Some(error));
+                    held.attempt += 1;
+                    self.consumer.note_attempt(held.token, held.attempt);
+                    self.hand_out_at(held, Instant::now() + delay);
                     return;
                 }
                 Err(error) => {
@@ -309,4 +340,10 @@ impl Inbox {
             self.answered(1, held.size());
         }
     }
+}
+
+/// Whether a copy that failed so will always fail.
+fn is_hopeless(error: &crate::error::Error) -> bool {
+    use crate::error::ErrorKind::{InvalidInput, NotFound, TooLarge, Unauthorized, Unsupported};
+    matches!(error.kind(), InvalidInput | NotFound | TooLarge | Unauthorized | Unsupported)
 }

@@ -133,7 +133,11 @@ impl Inbox {
             let (attempt, at) = dead_letter::take_retry(message);
             // The size is counted as what is left, because that is what the answer subtracts.
             self.unanswered_bytes.fetch_sub(size - message.size(), Ordering::AcqRel);
-            item.attempt = item.attempt.saturating_add(attempt - 1);
+            item.attempt = match self.capabilities.retry_via {
+                // What was noted begins with what the copy said.
+                RetryVia::InPlace => item.attempt.max(attempt),
+                _ => item.attempt.saturating_add(attempt - 1),
+            };
             due = at.and_then(|at| at.duration_since(SystemTime::now()).ok());
             // Whoever writes to the queue can write the header.
             due = due.map(|due| due.min(self.capabilities.max_retry_delay));

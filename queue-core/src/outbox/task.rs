@@ -21,6 +21,9 @@ impl Outbox {
         if linger_over {
             self.hand_over();
         }
+        // Held until the blocks that are over are taken: one that is made late is not taken before it has a message.
+        let mut run = self.run.lock();
+        run.end_at(now);
         let mut state = self.state.lock();
         let (due, later) = std::mem::take(&mut state.retries).into_iter().partition(|(due, _)| *due <= now);
         state.retries = later;
@@ -28,7 +31,7 @@ impl Outbox {
         while state.in_flight.front().is_some_and(|b| b.deadline() <= now || b.is_done()) {
             expired.extend(state.in_flight.pop_front());
         }
-        drop(state);
+        drop((state, run));
         self.resend(due, now);
         for block in expired {
             let why = "the broker did not answer before the deadline";
@@ -109,13 +112,11 @@ impl Owner for Outbox {
         tracing::debug!(address = %self.address, error = %item.error, ?pause, "a message is sent again");
         let mut state = self.state.lock();
         state.retries.push((due, item));
-        if state.armed.is_none_or(|armed| due < armed) {
-            self.work.notify_one();
-        }
+        self.wake_before(&state, due);
     }
 
     fn release(&self, cost: usize) {
-        self.window.add_permits(cost);
+        self.window.give(cost);
         if self.flushing.load(Ordering::Acquire) > 0 {
             self.progress.notify_waiters();
         }

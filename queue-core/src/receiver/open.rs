@@ -290,6 +290,8 @@ impl ReceiverBuilder {
             (RetryVia::Copy, Some(queue)) => {
                 Some(copier(Address::derived(crate::address::AddressKind::Queue, &queue)).await?)
             }
+            // Each copy names its tier.
+            (RetryVia::InPlace, _) if !consumer.retry_tiers().is_empty() => Some(copier(source.address.clone()).await?),
             _ => None,
         };
         let inbox = Inbox::start(consumer, source, config, inner.clone(), dead_letters, copies);

@@ -73,8 +73,16 @@ impl Rig {
     }
 
     pub async fn at(url: &str, partitions: u32) -> Self {
+        Self::made(url, fresh_name().parse().unwrap(), partitions).await
+    }
+
+    /// With a queue of this name.
+    pub async fn named(queue: &Address, partitions: u32) -> Self {
+        Self::made(&url().unwrap(), queue.clone(), partitions).await
+    }
+
+    async fn made(url: &str, queue: Address, partitions: u32) -> Self {
         let broker = connect_to(url).await.unwrap();
-        let queue: Address = fresh_name().parse().unwrap();
         let mut entry = Entry::new(queue.clone());
         entry.partitions = Some(partitions);
         broker.declare(&Topology::from_iter([entry])).await.unwrap();

@@ -8,6 +8,8 @@ mod common;
 
 mod copies;
 mod from_python;
+#[cfg(feature = "msk-iam")]
+mod iam;
 mod java;
 mod members;
 mod partitions;
@@ -22,9 +24,13 @@ use crate::common::{block_on, run, url};
 
 fn main() {
     macro_rules! tests {
-        ($($file:ident::$name:ident),* $(,)?) => { &[$((stringify!($name), || block_on($file::$name()))),*] };
+        ($($file:ident::$name:ident),* $(,)?) => { vec![$((stringify!($name), (|| block_on($file::$name())) as fn())),*] };
     }
-    run(tests![
+    #[cfg(feature = "msk-iam")]
+    let mut all = tests![iam::a_token_for_msk_is_what_amazon_s_own_library_signs];
+    #[cfg(not(feature = "msk-iam"))]
+    let mut all = Vec::new();
+    all.extend(tests![
         from_python::keys_values_and_timestamps_arrive_as_kafka_python_sent_them,
         from_python::headers_arrive_in_order_with_repeats_and_nulls,
         from_python::no_note_is_taken_for_one_that_is_none,
@@ -47,12 +53,13 @@ fn main() {
         members::a_group_without_a_strategy_in_common_ends_the_receiver_with_a_conflict,
         copies::a_dead_letter_is_a_plain_message_for_kafka_python,
         copies::a_dead_letter_that_kafka_python_sent_back_is_the_message_again,
-        copies::a_retry_is_nothing_that_kafka_python_could_see,
+        copies::a_retry_is_an_attempt_beside_the_position_to_kafka_python,
         java::a_key_goes_to_the_partition_that_java_chooses,
         java::records_are_the_same_for_java_and_here,
         java::java_goes_on_where_a_receiver_was_and_the_other_way_round,
         java::java_with_its_defaults_shares_a_group,
     ]);
+    run(&all);
 }
 
 async fn client() -> Client {

@@ -42,10 +42,13 @@ async fn share(rig: &Rig, assignors: &[&str]) {
     }
     rig.send(numbered(0..COUNT)).await;
     let mut there = BTreeMap::new();
+    let deadline = in_secs(60);
     while here.len() + there.len() < COUNT as usize {
+        assert!(in_secs(0) < deadline, "{} of {COUNT} came here and {} there", here.len(), there.len());
         tokio::select! {
             line = member.next() => *there.entry(python::text(&line)).or_default() += 1,
-            () = async { loop { work(&*consumer, &mut here).await } } => {}
+            // Once: the last of all may be among these, after which the member has nothing to say.
+            () = work(&*consumer, &mut here) => {}
         }
     }
     println!("{} here and {} there", here.len(), there.len());

@@ -23,10 +23,27 @@ pub(crate) fn behind(port: u16) -> String {
     format!("{MARK}{port}")
 }
 
+/// The key of the request that ends a transaction.
+const END_TXN: [u8; 2] = 26_u16.to_be_bytes();
+
+/// What becomes of the next request that ends a transaction. After it nothing passes, in either direction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) enum End {
+    #[default]
+    Passes,
+    /// The broker gets it, and its answer is lost.
+    Unanswered,
+    /// The broker never gets it.
+    Swallowed,
+    /// It has been.
+    Silent,
+}
+
 /// Forwards connections from a port of its own as long as the process lives.
 #[derive(Clone, Default)]
 pub(crate) struct Relay {
     connections: Arc<Mutex<Vec<AbortHandle>>>,
+    end: Arc<Mutex<End>>,
 }
 
 impl Relay {
@@ -35,13 +52,14 @@ impl Relay {
         let listener = std::net::TcpListener::bind(("127.0.0.1", port))?;
         listener.set_nonblocking(true)?;
         let relay = Self::default();
-        let connections = relay.connections.clone();
+        let (connections, end) = (relay.connections.clone(), relay.end.clone());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         std::thread::spawn(move || {
             runtime.block_on(async {
                 let listener = TcpListener::from_std(listener)?;
                 while let Ok((client, _)) = listener.accept().await {
-                    let task = tokio::spawn(async move { drop(forward(client, port, broker).await) });
+                    let end = end.clone();
+                    let task = tokio::spawn(async move { drop(forward(client, port, broker, end).await) });
                     let mut connections = connections.lock();
                     connections.retain(|connection: &AbortHandle| !connection.is_finished());
                     connections.push(task.abort_handle());
@@ -52,13 +70,29 @@ impl Relay {
         Ok(relay)
     }
 
+    /// Says what becomes of the next request that ends a transaction.
+    pub(crate) fn at_the_end(&self, end: End) {
+        *self.end.lock() = end;
+    }
+
+    /// Whether it has come.
+    pub(crate) fn is_silent(&self) -> bool {
+        *self.end.lock() == End::Silent
+    }
+
+    /// Everything passes again, on new connections.
+    pub(crate) fn heal(&self) {
+        self.cut();
+        self.at_the_end(End::Passes);
+    }
+
     /// Cuts every connection; new ones work.
     pub(crate) fn cut(&self) {
         self.connections.lock().drain(..).for_each(|connection| connection.abort());
     }
 }
 
-async fn forward(client: TcpStream, port: u16, broker: u16) -> io::Result<()> {
+async fn forward(client: TcpStream, port: u16, broker: u16, end: Arc<Mutex<End>>) -> io::Result<()> {
     let upstream = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], broker))).await?;
     client.set_nodelay(true)?;
     upstream.set_nodelay(true)?;
@@ -70,16 +104,47 @@ async fn forward(client: TcpStream, port: u16, broker: u16) -> io::Result<()> {
     from_client.read_exact(&mut name).await?;
     to_broker.write_all(&head).await?;
     to_broker.write_all(&name).await?;
+    let size = u64::from(u32::from_be_bytes([head[0], head[1], head[2], head[3]]));
+    let rest = (size + 4).saturating_sub((head.len() + name.len()) as u64);
+    copy(&mut (&mut from_client).take(rest), &mut to_broker).await?;
     let named = std::str::from_utf8(&name).ok().and_then(|name| name.strip_prefix(MARK)?.parse().ok());
     tokio::select! {
-        ended = copy(&mut from_client, &mut to_broker) => drop(ended?),
-        ended = answers(from_broker, to_client, broker, named.unwrap_or(port)) => ended?,
+        ended = requests(from_client, to_broker, &end) => ended?,
+        ended = answers(from_broker, to_client, broker, named.unwrap_or(port), &end) => ended?,
     }
     Ok(())
 }
 
+/// Passes requests on, one by one, as far as they are to pass.
+async fn requests(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, end: &Mutex<End>) -> io::Result<()> {
+    let mut request = Vec::new();
+    loop {
+        let size = from.read_u32().await?;
+        request.resize(size as usize, 0);
+        from.read_exact(&mut request).await?;
+        let passes = {
+            let mut end = end.lock();
+            let before = *end;
+            if before != End::Passes && request.starts_with(&END_TXN) {
+                *end = End::Silent;
+            }
+            before == End::Unanswered || *end != End::Silent
+        };
+        if passes {
+            to.write_u32(size).await?;
+            to.write_all(&request).await?;
+        }
+    }
+}
+
 /// Passes answers on, one by one, with the port in the place of the broker's.
-async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, broker: u16, port: u16) -> io::Result<()> {
+async fn answers(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    broker: u16,
+    port: u16,
+    end: &Mutex<End>,
+) -> io::Result<()> {
     let theirs = [HOST, &u32::from(broker).to_be_bytes()].concat();
     let ours = [HOST, &u32::from(port).to_be_bytes()].concat();
     let mut answer = Vec::new();
@@ -87,6 +152,9 @@ async fn answers(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, broker: u16, p
         let size = from.read_u32().await?;
         answer.resize(size as usize, 0);
         from.read_exact(&mut answer).await?;
+        if *end.lock() == End::Silent {
+            continue;
+        }
         let mut at = 0;
         while let Some(next) = answer[at..].windows(theirs.len()).position(|bytes| bytes == theirs) {
             answer[at + next..at + next + ours.len()].copy_from_slice(&ours);
