@@ -8,14 +8,15 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures::future::join_all;
+use futures::FutureExt;
+use futures::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, Events, Health,
     Message, Producer, ProducerOptions, Requests, Result, Source, Start, Stats, TokenProvider, Topology,
 };
 use tokio::sync::OnceCell;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::capability;
 use crate::config::Target;
@@ -29,6 +30,9 @@ use crate::publisher::Publisher;
 use crate::requests::Requester;
 use crate::server::ServerInfo;
 use crate::topology::{Arguments, Facts, Known, QueueType, Topologist, native, of_classic};
+
+/// Pause before a question is asked again whose answer was lost with the connection.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// A RabbitMQ server or cluster.
 pub struct AmqpBroker {
@@ -122,6 +126,11 @@ impl AmqpBroker {
     }
 }
 
+/// Whether the connection went before the answer came.
+fn is_lost(error: &Error) -> bool {
+    error.kind() == ErrorKind::Connection && error.is_retryable()
+}
+
 impl Shared {
     fn check_open(&self) -> Result<()> {
         if self.closed.load(Atomic::Acquire) { Err(Error::closed("broker")) } else { Ok(()) }
@@ -136,6 +145,19 @@ impl Shared {
             known: &self.known,
             deadline: Instant::now() + self.timeout,
         })
+    }
+
+    /// Asks, and again while the connection is lost before the answer is there: none of these questions changes anything
+    /// the second time.
+    async fn ask<'a, T>(&'a self, question: impl Fn(Topologist<'a>) -> BoxFuture<'a, Result<T>>) -> Result<T> {
+        let topologist = self.topologist()?;
+        loop {
+            match question(topologist).await {
+                Err(error) if is_lost(&error) && Instant::now() + AGAIN < topologist.deadline => sleep(AGAIN).await,
+                answer => return answer,
+            }
+            self.check_open()?;
+        }
     }
 
     /// A queue was found to be gone.
@@ -182,7 +204,7 @@ impl Broker for AmqpBroker {
     }
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
-        let topologist = self.shared.topologist()?;
+        self.shared.check_open()?;
         let asked = native(to, &options.native)?.queue;
         if to.is_topic()
             && let Some(option) = asked.keys().next()
@@ -190,7 +212,7 @@ impl Broker for AmqpBroker {
             let why = "a topic holds no messages: arguments of queues belong to its groups";
             return Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option));
         }
-        topologist.is_not_missing(to).await?;
+        self.shared.ask(|asked| async move { asked.is_not_missing(to).await }.boxed()).await?;
         // A topic may have the name of a queue.
         let facts = if to.is_topic() { Facts::default() } else { self.shared.known.of(to.name()) };
         let upper = &self.shared.capabilities;
@@ -233,7 +255,7 @@ impl Broker for AmqpBroker {
 
     async fn declare(&self, topology: &Topology) -> Result<()> {
         for entry in topology.entries() {
-            self.shared.topologist()?.declare(entry).await?;
+            self.shared.ask(|asked| async move { asked.declare(entry).await }.boxed()).await?;
             let source = entry.source();
             self.shared.remember(&source);
             // It may be new.
@@ -248,29 +270,30 @@ impl Broker for AmqpBroker {
             return self.verify_by(management, topology).await;
         }
         for entry in topology.entries() {
-            self.shared.topologist()?.verify(entry).await?;
+            self.shared.ask(|asked| async move { asked.verify(entry).await }.boxed()).await?;
         }
         Ok(())
     }
 
     async fn delete(&self, address: &Address) -> Result<()> {
-        let queues = self.shared.queues(address);
-        self.shared.topologist()?.delete(address, &queues).await?;
+        let queues = &self.shared.queues(address);
+        self.shared.ask(|asked| async move { asked.delete(address, queues).await }.boxed()).await?;
         queues.iter().for_each(|queue| self.shared.ladder.forget(queue));
         self.shared.groups.lock().remove(address.name());
         Ok(())
     }
 
     async fn purge(&self, address: &Address) -> Result<()> {
-        self.shared.topologist()?.purge(&self.shared.queues(address)).await
+        let queues = &self.shared.queues(address);
+        self.shared.ask(|asked| async move { asked.purge(queues).await }.boxed()).await
     }
 
     async fn stats(&self, source: &Source) -> Result<Stats> {
-        let topologist = self.shared.topologist()?;
-        let Some(queue) = source.queue_name() else {
+        self.shared.check_open()?;
+        let Some(queue) = &source.queue_name() else {
             return Err(Error::unsupported("a topic without a group holds no messages").with_operation("stats"));
         };
-        let queue = topologist.queue(&queue).await?;
+        let queue = self.shared.ask(|asked| async move { asked.queue(queue).await }.boxed()).await?;
         let mut stats = Stats::default();
         stats.ready = Some(queue.message_count().into());
         stats.consumers = Some(queue.consumer_count().into());
@@ -346,7 +369,7 @@ impl AmqpBroker {
         let facts = match known.take_fresh(queue) {
             Some(facts) => facts,
             None => {
-                let kind = self.shared.topologist()?.kind(queue).await?;
+                let kind = self.shared.ask(|asked| async move { asked.kind(queue).await }.boxed()).await?;
                 known.is_of(queue, kind);
                 Facts { kind, ..known.take_fresh(queue).unwrap_or_else(|| known.of(queue)) }
             }

@@ -46,7 +46,8 @@ pub struct AmqpConfig {
     /// one. Default: 10 s.
     #[serde(with = "humantime_serde")]
     pub heartbeat: Duration,
-    /// How long one question to the broker may take (declare, purge, flush, …), a day at most. Default: 10 s.
+    /// How long one question to the broker may take (declare, purge, flush, …), a day at most. One whose answer
+    /// is lost with the connection is asked again within it. Default: 30 s.
     #[serde(with = "humantime_serde")]
     pub operation_timeout: Duration,
     /// Longest wait between two attempts to reconnect, a day at most. Default: 3 s.
@@ -95,7 +96,7 @@ impl Default for AmqpConfig {
     fn default() -> Self {
         Self {
             heartbeat: Duration::from_secs(10),
-            operation_timeout: Duration::from_secs(10),
+            operation_timeout: Duration::from_secs(30),
             max_backoff: Duration::from_secs(3),
             max_unconfirmed: MAX_UNCONFIRMED,
             connection_name: "anyqueue".to_owned(),

@@ -35,6 +35,7 @@ const ANY_KEY: &str = "#";
 const ONE_SHARE: &str = "1";
 
 /// Asks on a channel of its own, because a refusal closes the channel.
+#[derive(Clone, Copy)]
 pub(crate) struct Topologist<'a> {
     pub(crate) link: &'a Link,
     pub(crate) server: &'a ServerInfo,

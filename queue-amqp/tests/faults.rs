@@ -213,6 +213,22 @@ async fn connections_closed_by_the_server_come_back() {
     let (sender, teller) = (producer(&broker, &address).await, producer(&broker, &topic).await);
     let receiver = consumer(&broker, &address).await;
     let anonymous = broker.consumer(&Source::new(topic.clone()), &ConsumerOptions::default()).await.unwrap();
+    // Questions whose answer is lost with the connection are asked again.
+    let done = Arc::new(AtomicBool::new(false));
+    let asking = tokio::spawn({
+        let (broker, done) = (broker.clone(), done.clone());
+        async move {
+            let mut rounds = 0;
+            while !done.load(Ordering::Relaxed) {
+                let address = queue(&broker, "asked").await;
+                broker.stats(&Source::new(address.clone())).await.unwrap();
+                broker.purge(&address).await.unwrap();
+                broker.delete(&address).await.unwrap();
+                rounds += 1;
+            }
+            rounds
+        }
+    });
     for round in 0..3 {
         tool(&["close_all_connections", "test"]).await;
         until("a message goes through", async || send(&sender, numbered(1)).await[0].is_none()).await;
@@ -227,6 +243,8 @@ async fn connections_closed_by_the_server_come_back() {
         until("the subscriber hears again", heard).await;
         broker.ping().await.unwrap();
     }
+    done.store(true, Ordering::Relaxed);
+    assert!(asking.await.unwrap() > 3);
 }
 
 async fn a_blocked_broker_is_an_error_in_time_and_gets_nothing_that_was_refused() {
@@ -449,5 +467,7 @@ async fn a_delayed_message_survives_a_kill_right_behind_its_confirm() {
     soon(sender.send(Message::new("later").delay(Duration::from_secs(3)))).await.unwrap();
     restart().await;
     let inbox = consumer(&broker, &address).await;
+    let start = Instant::now();
     assert_eq!(text(&receive_count(&inbox, 1).await[0]), "later");
+    eprintln!("it came {:?} after the start", start.elapsed());
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 const CLOSE: Duration = Duration::from_secs(10);
 /// Until a message that is there is handed out, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// Delays of the tiers.
 const SHORT: Duration = Duration::from_secs(2);
 const LONG: Duration = Duration::from_secs(6);

@@ -259,7 +259,7 @@ fn what_a_purge_removed_unread_is_told() {
         let mut events = options.events.listen();
         let consumer = rig.consumer_with(options).await;
         assert_eq!(text(&receive(&*consumer, 1).await[0]), "10");
-        let event = tokio::time::timeout(Duration::from_secs(10), events.next()).await.unwrap().unwrap();
+        let event = tokio::time::timeout(Duration::from_secs(60), events.next()).await.unwrap().unwrap();
         assert_eq!(event.kind, EventKind::Expired);
         let error = event.error.unwrap();
         assert_eq!((error.context("from"), error.context("to")), (Some("1"), Some("10")));

@@ -22,7 +22,7 @@ use tokio::time::{Instant, timeout};
 
 const CLOSE: Duration = Duration::from_secs(10);
 /// Until what is there is handed out, on a busy machine.
-const SOON: Duration = Duration::from_secs(20);
+const SOON: Duration = Duration::from_secs(60);
 /// How long nothing is to come.
 const QUIET: Duration = Duration::from_secs(2);
 /// Enough to open transactions on a busy machine, and not for ever.

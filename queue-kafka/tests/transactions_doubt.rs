@@ -16,7 +16,7 @@ const CLOSE: Duration = Duration::from_secs(10);
 const DEADLINE: Duration = Duration::from_secs(3);
 /// How much later than its deadline an answer may come, on a busy machine.
 const GRACE: Duration = Duration::from_secs(4);
-const SOON: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(60);
 const QUIET: Duration = Duration::from_secs(3);
 
 fn main() {

@@ -37,7 +37,7 @@ async fn brokers(command: &str) -> Outcome {
 async fn with_broker<F: Future<Output = Outcome>>(test: impl FnOnce(String) -> F) -> Outcome {
     brokers("up").await?;
     let url = format!("sqs://127.0.0.1:{PORT}?region=us-east-1&access_key=test&secret_key=test");
-    let outcome = timeout(Duration::from_secs(100), test(url)).await.unwrap_or_else(|_| Err("no end".into()));
+    let outcome = timeout(Duration::from_secs(300), test(url)).await.unwrap_or_else(|_| Err("no end".into()));
     let _ = brokers("thaw").await;
     brokers("down").await?;
     outcome
@@ -100,7 +100,7 @@ async fn a_frozen_endpoint_loses_nothing_confirmed_and_recovers() -> Outcome {
 }
 
 async fn wait_for(events: &mut queue_core::EventStream, kind: EventKind) -> Outcome {
-    let found = timeout(Duration::from_secs(30), async {
+    let found = timeout(Duration::from_secs(90), async {
         while let Some(event) = events.next().await {
             if event.kind == kind {
                 return Ok(());

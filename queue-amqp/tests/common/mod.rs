@@ -19,8 +19,8 @@ use tokio::time::timeout;
 pub(crate) const URL: &str = "ANYQUEUE_TEST_AMQP_URL";
 /// The same of a newer server.
 pub(crate) const URL_4: &str = "ANYQUEUE_TEST_AMQP4_URL";
-/// Longest wait for anything.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for anything: a machine may be slow, and only a test that fails waits so long.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A test: its name, and what it does with the broker at a URL.
 pub(crate) struct Case(pub(crate) &'static str, pub(crate) Body);

@@ -43,7 +43,7 @@ pub fn run(tests: &[Test]) {
 /// Runs one test on a runtime of its own, within a bound.
 pub fn block_on(test: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    runtime.block_on(async { timeout(Duration::from_secs(120), test).await.expect("the test took too long") });
+    runtime.block_on(async { timeout(Duration::from_secs(300), test).await.expect("the test took too long") });
     runtime.shutdown_timeout(Duration::from_secs(1));
 }
 
@@ -137,7 +137,7 @@ pub async fn some(consumer: &dyn Consumer, max: usize) -> Result<Vec<Received>> 
 pub async fn receive(consumer: &dyn Consumer, count: usize) -> Vec<Received> {
     let mut all = Vec::new();
     while all.len() < count {
-        let more = timeout(Duration::from_secs(30), some(consumer, count - all.len())).await;
+        let more = timeout(Duration::from_secs(90), some(consumer, count - all.len())).await;
         all.extend(more.unwrap_or_else(|_| panic!("{} of {count} messages came", all.len())).unwrap());
     }
     all

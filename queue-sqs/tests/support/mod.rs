@@ -35,7 +35,7 @@ pub fn main(cases: &[Case]) {
         let run = move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             runtime.block_on(async move {
-                timeout(Duration::from_secs(120), case()).await.map_err(|_| "the test took more than two minutes")?
+                timeout(Duration::from_secs(300), case()).await.map_err(|_| "the test took more than five minutes")?
             })?;
             Ok(())
         };
