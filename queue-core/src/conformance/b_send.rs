@@ -281,13 +281,13 @@ async fn fifty_concurrent_senders_lose_and_double_nothing(ctx: Ctx) -> CaseResul
             let sender = sender.clone();
             tokio::spawn(async move {
                 for i in 0..EACH {
-                    sender.send(message(task * EACH + i)).await?;
+                    sender.send(message(task * EACH + i).key(format!("sender {task}"))).await?;
                 }
                 Ok::<_, crate::Error>(())
             })
         })
         .collect();
-    for sent in within_time(Duration::from_secs(60), "5000 sends", futures::future::join_all(tasks)).await? {
+    for sent in within_time(Duration::from_secs(120), "5000 sends", futures::future::join_all(tasks)).await? {
         sent.map_err(|e| broken(format!("a sender panicked: {e}")))??;
     }
     let mut receiver = ctx.open(&queue).await?;

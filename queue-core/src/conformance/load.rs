@@ -55,6 +55,8 @@ pub(super) struct Load {
     sending: Arc<AtomicBool>,
     sender: JoinHandle<CaseResult>,
     receiver: JoinHandle<CaseResult>,
+    /// That of the sender, that of the receiver.
+    clients: [Client; 2],
     /// Ends with this.
     _watchers: JoinSet<()>,
 }
@@ -94,6 +96,7 @@ impl Load {
             queue,
             book,
             sending,
+            clients: [from, to],
             _watchers: watchers,
         };
         load.flows().await?;
@@ -110,10 +113,13 @@ impl Load {
             }
             ensure!(
                 Instant::now() < end,
-                "within {PATIENCE:?} {} messages came of {FLOWS}; {} are confirmed, {} processed",
+                "within {PATIENCE:?} {} messages came of {FLOWS}; {} are confirmed, {before} processed, {} sends failed; \
+                 the sender's health: {:?}, the receiver's: {:?}",
                 self.book.processed.lock().len() - before,
                 self.book.confirmed.lock().len(),
-                before
+                self.book.failed.load(Ordering::Relaxed),
+                self.clients[0].health(),
+                self.clients[1].health(),
             );
             sleep(Duration::from_millis(10)).await;
         }

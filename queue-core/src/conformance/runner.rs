@@ -32,7 +32,7 @@ const REQUIRE: &str = "ANYQUEUE_REQUIRE_BROKERS";
 const FAULTS: &str = "FAULTS";
 
 /// The longest that a case may take; its waits end earlier and say what for.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_secs(300);
 
 /// What each fault of a stream adds to it.
 const PER_FAULT: Duration = Duration::from_secs(60);
