@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod address;
 mod answers;
 mod broker;
 mod config;
@@ -13,6 +14,7 @@ mod link;
 mod poll;
 mod producer;
 mod queues;
+mod topology;
 
 use queue_core::{Driver, option_names};
 
