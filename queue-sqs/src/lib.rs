@@ -25,3 +25,8 @@ pub use crate::config::SqsConfig;
 pub const DRIVER: Driver = Driver::new("sqs", &["sqs"], option_names::<SqsConfig>, |endpoint, events| {
     Box::pin(broker::connect(endpoint, events))
 });
+
+/// The code on the page about SQS compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/sqs.md")]
+struct Page;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Client, Error, ErrorKind, Events, Message, Outcome as Fate, ProducerOptions};
+use queue_core::{Client, Declare, Error, ErrorKind, Events, Message, Outcome as Fate, ProducerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -268,5 +268,34 @@ async fn queues_are_created_with_everything_that_was_asked_for() -> Outcome {
         "tags": {"team": "all"},
     });
     assert_eq!(made, [grave, orders]);
+    Ok(())
+}
+
+/// The table on the page about SQS says so.
+#[tokio::test]
+async fn opening_takes_the_requests_that_the_page_names() -> Outcome {
+    static SEEN: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+    let answer: Answer = |operation, _| {
+        SEEN.lock().expect("nobody panicked").push(operation.to_owned());
+        usual(operation)
+    };
+    let url = endpoint(answer).await?;
+    let taken = || {
+        let mut seen = std::mem::take(&mut *SEEN.lock().expect("nobody panicked"));
+        // Its first poll may have begun.
+        seen.retain(|operation| operation != "ReceiveMessage");
+        seen
+    };
+    let connect = async || Client::connect_with(&url, &[queue_sqs::DRIVER]).await;
+    let client = connect().await?;
+    assert_eq!(taken(), ["ListQueues"]);
+    let _sender = client.sender("orders").await?;
+    assert_eq!(taken(), ["GetQueueUrl", "GetQueueAttributes"]);
+    let _others = connect().await?.sender("orders").declare(Declare::Assume).await?;
+    assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueAttributes"]);
+    let _receiver = connect().await?.receiver("orders").await?;
+    assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueUrl", "GetQueueUrl", "GetQueueAttributes"]);
+    let _others = connect().await?.receiver("orders").declare(Declare::Assume).await?;
+    assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueUrl", "GetQueueAttributes"]);
     Ok(())
 }

@@ -246,6 +246,8 @@ mod tests {
             let error = Native::of_queue(&options(list), true).unwrap_err();
             assert_eq!(error.context("option"), Some(option));
         }
+        let ours = Native::of_queue(&options(&[("ContentBasedDeduplication", "true")]), true).unwrap_err();
+        assert!(ours.to_string().contains("gives every message an id"), "{ours}");
         let misplaced = Native::of_queue(&options(&[("DeduplicationScope", "queue")]), false).unwrap_err();
         assert_eq!(misplaced.context("option"), Some("DeduplicationScope"));
         let misplaced = Native::of_connection(&options(&[("RedrivePolicy", "{}")])).unwrap_err();
