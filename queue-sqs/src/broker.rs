@@ -24,6 +24,7 @@ use crate::convert;
 use crate::link::Link;
 use crate::producer::SqsProducer;
 use crate::queues::{self, Queues};
+use crate::topology;
 
 /// The largest message and batch of SQS, and of a queue that does not tell its own limit.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -136,7 +137,8 @@ impl SqsBroker {
     fn build(client: Client, config: SqsConfig, host: String, events: Events) -> Self {
         let clients = Clients::new(&client, &config);
         let link = Link::new(host, events, clients.once.clone());
-        let queues = Arc::new(Queues::new(clients.clone(), link.clone(), config.account.clone()));
+        let queues =
+            Arc::new(Queues::new(clients.clone(), link.clone(), config.account.clone(), config.defaults.clone()));
         let core = Core {
             clients,
             config,
@@ -224,29 +226,22 @@ impl Broker for SqsBroker {
         if options.lease > MAX_LEASE {
             return Err(Error::unsupported("a lease is 12 hours at most").with_context("address", name));
         }
-        let url = self.core.queues.url(name).await?;
-        // A cached URL may be that of a queue that is gone.
-        match self.core.queues.attributes(name, &[Attribute::QueueArn]).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let url = match self.core.queues.find(name).await {
+            // A URL needs no right to be found: whether it leads anywhere shows when it is polled.
+            Err(error) if error.kind() == ErrorKind::Unauthorized => self.core.queues.url(name).await?,
+            found => found?,
+        };
         Ok(SqsConsumer::open(self.core.clone(), name, url, capabilities(Some(fifo), MAX_MESSAGE), options))
     }
 
     async fn declare(&self, topology: &Topology) -> Result<()> {
         self.open()?;
-        for entry in topology.entries() {
-            self.core.queues.declare(entry, true).await?;
-        }
-        Ok(())
+        topology::declare(&self.core.queues, topology, true).await
     }
 
     async fn verify(&self, topology: &Topology) -> Result<()> {
         self.open()?;
-        for entry in topology.entries() {
-            self.core.queues.declare(entry, false).await?;
-        }
-        Ok(())
+        topology::declare(&self.core.queues, topology, false).await
     }
 
     async fn delete(&self, address: &Address) -> Result<()> {

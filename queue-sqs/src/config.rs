@@ -9,6 +9,8 @@ use aws_smithy_types::timeout::TimeoutConfig;
 use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
 use serde::Deserialize;
 
+use crate::topology::Native;
+
 /// The longest poll that SQS takes.
 const MAX_WAIT: Duration = Duration::from_secs(20);
 
@@ -50,6 +52,9 @@ pub struct SqsConfig {
     pub max_polls: usize,
     /// Most requests of one sender at a time; always one on FIFO queues. Default: 16.
     pub max_sends: usize,
+    /// What queues are made with: options of the URL that start with `sqs.`.
+    #[serde(skip)]
+    pub(crate) defaults: Native,
 }
 
 impl Default for SqsConfig {
@@ -67,6 +72,7 @@ impl Default for SqsConfig {
             answer_linger: Duration::from_millis(5),
             max_polls: 6,
             max_sends: 16,
+            defaults: Native::default(),
         }
     }
 }
@@ -75,10 +81,7 @@ impl SqsConfig {
     /// Reads the options of an endpoint.
     pub(crate) fn from_endpoint(endpoint: &Endpoint) -> Result<Self> {
         let mut config: Self = endpoint.options()?;
-        if let Some(option) = endpoint.native.keys().next() {
-            return Err(invalid("there are no options behind `sqs.`; a client of your own takes everything")
-                .with_context("option", option));
-        }
+        config.defaults = Native::of_connection(&endpoint.native)?;
         if endpoint.path.is_some() {
             return Err(invalid("an SQS URL has no path"));
         }

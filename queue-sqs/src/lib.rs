@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 #![forbid(unsafe_code)]
 
+mod address;
 mod answers;
 mod broker;
 mod config;
@@ -13,6 +14,7 @@ mod link;
 mod poll;
 mod producer;
 mod queues;
+mod topology;
 
 use queue_core::{Driver, option_names};
 
@@ -23,3 +25,8 @@ pub use crate::config::SqsConfig;
 pub const DRIVER: Driver = Driver::new("sqs", &["sqs"], option_names::<SqsConfig>, |endpoint, events| {
     Box::pin(broker::connect(endpoint, events))
 });
+
+/// The code on the page about SQS compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/sqs.md")]
+struct Page;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Error, ErrorKind, Events, Message, Outcome as Fate, ProducerOptions};
+use queue_core::{Client, Declare, Error, ErrorKind, Events, Message, Outcome as Fate, ProducerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -215,5 +215,87 @@ async fn a_failed_entry_of_a_fifo_queue_goes_again_before_all_others_as_the_same
     assert_eq!(ids.len(), 4);
     assert!(ids[0].is_some() && ids[0] == ids[1] && ids[1] == ids[2] && ids[2] != ids[3], "{ids:?}");
     assert!(sent[3].contains("bbb"));
+    Ok(())
+}
+
+/// What the broker of the tests does not know, and so cannot show.
+#[tokio::test]
+async fn queues_are_created_with_everything_that_was_asked_for() -> Outcome {
+    static MADE: std::sync::Mutex<Vec<serde_json::Value>> = std::sync::Mutex::new(Vec::new());
+    let answer: Answer = |operation, body| match operation {
+        "GetQueueUrl" if MADE.lock().is_ok_and(|made| made.len() < 2) => {
+            (400, r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"none"}"#)
+        }
+        "GetQueueAttributes" => (200, r#"{"Attributes":{"QueueArn":"arn:aws:sqs:us-east-1:1:grave"}}"#),
+        "CreateQueue" => {
+            MADE.lock().expect("nobody panicked").push(serde_json::from_str(body).expect("JSON"));
+            (200, r#"{"QueueUrl":"http://sqs.us-east-1.amazonaws.com/1/orders"}"#)
+        }
+        other => usual(other),
+    };
+    let url = format!("{}&sqs.SqsManagedSseEnabled=true&sqs.tag.team=all", endpoint(answer).await?);
+    let client = Client::connect_with(&url, &[queue_sqs::DRIVER]).await?;
+    let receiver = client.receiver("orders.fifo").native("KmsMasterKeyId", "alias/key");
+    let receiver = receiver.native("KmsDataKeyReusePeriodSeconds", "600").native("MaximumMessageSize", "262144");
+    let receiver = receiver.native("DeduplicationScope", "messageGroup");
+    let receiver = receiver.native("FifoThroughputLimit", "perMessageGroupId").native("Policy", "{}");
+    drop(receiver.native("RedriveAllowPolicy", r#"{"redrivePermission":"denyAll"}"#).await?);
+    let made = MADE.lock().expect("nobody panicked").clone();
+    let grave = serde_json::json!({
+        "QueueName": "orders-dlq.fifo",
+        "Attributes": {
+            "FifoQueue": "true",
+            "ContentBasedDeduplication": "false",
+            "MessageRetentionPeriod": "1209600",
+            "SqsManagedSseEnabled": "true",
+        },
+        "tags": {"team": "all"},
+    });
+    let orders = serde_json::json!({
+        "QueueName": "orders.fifo",
+        "Attributes": {
+            "FifoQueue": "true",
+            "ContentBasedDeduplication": "false",
+            "KmsMasterKeyId": "alias/key",
+            "KmsDataKeyReusePeriodSeconds": "600",
+            "MaximumMessageSize": "262144",
+            "DeduplicationScope": "messageGroup",
+            "FifoThroughputLimit": "perMessageGroupId",
+            "Policy": "{}",
+            "RedriveAllowPolicy": r#"{"redrivePermission":"denyAll"}"#,
+            "RedrivePolicy": r#"{"deadLetterTargetArn":"arn:aws:sqs:us-east-1:1:grave","maxReceiveCount":"15"}"#,
+        },
+        "tags": {"team": "all"},
+    });
+    assert_eq!(made, [grave, orders]);
+    Ok(())
+}
+
+/// The table on the page about SQS says so.
+#[tokio::test]
+async fn opening_takes_the_requests_that_the_page_names() -> Outcome {
+    static SEEN: std::sync::Mutex<Vec<String>> = std::sync::Mutex::new(Vec::new());
+    let answer: Answer = |operation, _| {
+        SEEN.lock().expect("nobody panicked").push(operation.to_owned());
+        usual(operation)
+    };
+    let url = endpoint(answer).await?;
+    let taken = || {
+        let mut seen = std::mem::take(&mut *SEEN.lock().expect("nobody panicked"));
+        // Its first poll may have begun.
+        seen.retain(|operation| operation != "ReceiveMessage");
+        seen
+    };
+    let connect = async || Client::connect_with(&url, &[queue_sqs::DRIVER]).await;
+    let client = connect().await?;
+    assert_eq!(taken(), ["ListQueues"]);
+    let _sender = client.sender("orders").await?;
+    assert_eq!(taken(), ["GetQueueUrl", "GetQueueAttributes"]);
+    let _others = connect().await?.sender("orders").declare(Declare::Assume).await?;
+    assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueAttributes"]);
+    let _receiver = connect().await?.receiver("orders").await?;
+    assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueUrl", "GetQueueUrl", "GetQueueAttributes"]);
+    let _others = connect().await?.receiver("orders").declare(Declare::Assume).await?;
+    assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueUrl", "GetQueueAttributes"]);
     Ok(())
 }
