@@ -82,6 +82,12 @@ impl Endpoint {
         self.account.counts()
     }
 
+    /// The bodies of the messages that were deleted from a queue by their receivers.
+    pub fn deleted(&self, queue: &str) -> Vec<String> {
+        let state = self.account.state();
+        state.queues.get(queue).map(|queue| queue.deleted.clone()).unwrap_or_default()
+    }
+
     /// From now on it goes wrong as often as this says.
     pub fn set_faults(&self, faults: Faults) {
         self.account.set_faults(faults);

@@ -46,6 +46,8 @@ pub struct Queue {
     pub created: Instant,
     pub modified: Instant,
     pub purged: Option<Instant>,
+    /// The bodies of what receivers deleted.
+    pub deleted: Vec<String>,
     messages: HashMap<u64, Stored>,
     visible: BTreeSet<u64>,
     hidden: BTreeSet<(Instant, u64)>,
@@ -68,6 +70,7 @@ impl Queue {
             created: now,
             modified: now,
             purged: None,
+            deleted: Vec::new(),
             messages: HashMap::new(),
             visible: BTreeSet::new(),
             hidden: BTreeSet::new(),
@@ -232,6 +235,11 @@ impl Queue {
         self.messages.remove(&place)
     }
 
+    fn done(&mut self, place: u64) {
+        let removed = self.remove(place);
+        self.deleted.extend(removed.map(|message| message.entry.message_body.clone()));
+    }
+
     pub fn delete(&mut self, handle: &str, now: Instant, dice: &mut Dice) -> Result<(), Refusal> {
         let receipt = Receipt::read(handle, &self.name)?;
         self.wake(now);
@@ -242,11 +250,11 @@ impl Queue {
             (newest, in_flight) = (false, false);
         }
         match (self.fifo, newest && in_flight) {
-            (_, true) => drop(self.remove(receipt.place)),
+            (_, true) => self.done(receipt.place),
             (true, false) => return Err(Refusal::new("ReceiptHandleIsInvalid", "The receipt handle has expired")),
             // The newest handle is good on a standard queue until the message is received again; with an older one
             // nothing happens, and nobody is told.
-            (false, false) if newest => drop(self.remove(receipt.place)),
+            (false, false) if newest => self.done(receipt.place),
             (false, false) => {}
         }
         Ok(())
