@@ -52,15 +52,12 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    /// The error of an answer whose lease ended before it was taken; `last` is how the last try failed.
-    fn lost(&self, last: Option<&Error>) -> Error {
+    /// The error of an answer whose lease ended before it was taken, as far as is known.
+    fn lost(&self) -> Error {
         let outcome = if self.unsure { Outcome::Unknown } else { Outcome::NotSent };
-        let lost = Error::new(ErrorKind::LeaseLost, "the lease ended before the broker took the answer");
-        let lost = lost.with_operation(if self.verb == Verb::Delete { "ack" } else { "settle" }).with_outcome(outcome);
-        match last {
-            Some(error) => lost.with_context("last_try", error),
-            None => lost,
-        }
+        Error::new(ErrorKind::LeaseLost, "the lease ended before the broker took the answer")
+            .with_operation(if self.verb == Verb::Delete { "ack" } else { "settle" })
+            .with_outcome(outcome)
     }
 }
 
@@ -288,7 +285,7 @@ async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
             events.extend(state.settled(answer, outcome, started));
         }
         for answer in late {
-            let outcome = Err(answer.lost(None));
+            let outcome = Err(answer.lost());
             events.extend(state.settled(answer, outcome, started));
         }
     }
@@ -340,15 +337,12 @@ impl crate::consumer::State {
             Err(error) if error.kind() == ErrorKind::LeaseLost && answer.unsure && Instant::now() < answer.ends => {
                 Ok(())
             }
-            Err(error) if error.is_retryable() && Instant::now() >= answer.ends => {
-                answer.unsure |= error.outcome() == Outcome::Unknown;
-                Err(answer.lost(Some(&error)))
-            }
             Err(error) if error.is_retryable() && self.closed.is_none_or(|end| Instant::now() < end) => {
                 answer.unsure |= error.outcome() == Outcome::Unknown;
                 let pause = PAUSE.0.saturating_mul(1 << answer.tries.min(16)).min(PAUSE.1);
                 answer.tries += 1;
-                answer.due = Instant::now() + pause;
+                // At the end of the lease at the latest: it is over then.
+                answer.due = (Instant::now() + pause).min(answer.ends);
                 self.outbox.later.push(answer);
                 return None;
             }

@@ -130,9 +130,13 @@ async fn an_answer_that_is_refused_until_its_lease_ends_is_a_lost_lease() -> Out
         let mut receiver = client.receiver(queue).lease(LEASE).discard_dead_letters().await?;
         let delivery = next(&mut receiver).await?;
         endpoint.set_faults(faults);
-        let error = timeout(SOON, delivery.ack_confirmed()).await.map_err(|_| "no verdict")?;
-        assert_eq!(error.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
-        endpoint.set_faults(Faults::default());
+        let (acked, ()) = tokio::join!(timeout(SOON, delivery.ack_confirmed()), async {
+            tokio::time::sleep(LEASE).await;
+            // From here on the endpoint would say success to the old receipt.
+            endpoint.set_faults(Faults::default());
+        });
+        let acked = acked.map_err(|_| "no verdict")?;
+        assert_eq!(acked.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
         receiver.close(SOON).await;
     }
     Ok(())

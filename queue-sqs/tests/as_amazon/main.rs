@@ -5,6 +5,7 @@ use std::time::Duration;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::ProvideErrorMetadata;
 use aws_sdk_sqs::types::{Message, MessageSystemAttributeName, QueueAttributeName};
+use queue_core::conformance::section;
 
 #[path = "../endpoint/mod.rs"]
 mod endpoint;
@@ -17,6 +18,19 @@ mod queues;
 mod sending;
 
 use endpoint::{Endpoint, Faults};
+
+/// What the documents say of the conformance suite; the suite itself compares the sections with its runs.
+#[test]
+fn the_suite_finds_the_same_here_and_on_elasticmq() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/semantics.md");
+    let document = std::fs::read_to_string(path).expect("the document is there");
+    for (elasticmq, here) in [("sqs", "endpoint"), ("sqs fifo", "endpoint fifo")] {
+        let findings =
+            |name| section(&document, name).and_then(|section| section.split_once('\n')).map(|(_, f)| f.trim());
+        assert!(findings(here).is_some_and(|findings| findings.contains("cases run")), "{here}");
+        assert_eq!(findings(here), findings(elasticmq), "{here}");
+    }
+}
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Outcome = Result<(), Failure>;
