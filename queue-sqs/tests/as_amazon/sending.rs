@@ -151,7 +151,8 @@ async fn digests_are_those_that_clients_compute() -> Outcome {
     }
     let binary = MessageAttributeValue::builder().data_type("Binary").binary_value(Blob::new([0, 255])).build()?;
     let request = queue.sqs.send_message().queue_url(&queue.url).message_body("x").message_attributes("b", binary);
-    let sent = request.send().await?;
+    let sent = request.message_attributes("a", attribute("String", "v")).send().await?;
+    assert_eq!(sent.md5_of_message_attributes(), Some("fe8b03484c2f0ef9e2f501c995fc6cc3"));
     let received = queue.receive(30).await?.remove(0);
     let value = received.message_attributes().and_then(|a| a.get("b")?.binary_value());
     assert_eq!(value.map(|blob| blob.as_ref().to_vec()), Some(vec![0, 255]));
