@@ -124,11 +124,13 @@ async fn process(
             Ok::<(), Failure>(())
         });
     }
-    let deadline = Instant::now() + patience;
+    let began = Instant::now();
+    let deadline = began + patience;
     let confirmed = tokio::select! {
         sent = timeout(patience, sending) => sent.map_err(|_| "the sends had no end")???,
         Some(ended) = working.join_next() => return Err(ended?.err().unwrap_or_else(|| "a worker ended".into())),
     };
+    println!("everything was confirmed after {:.1} s", began.elapsed().as_secs_f64());
     while !confirmed.is_subset(&processed.lock().bodies) {
         let left = confirmed.difference(&processed.lock().bodies).count();
         if Instant::now() > deadline {
