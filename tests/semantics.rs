@@ -40,6 +40,8 @@ const REPORTS: &[&str] = &[
     "kafka",
     "sqs",
     "sqs fifo",
+    "endpoint",
+    "endpoint fifo",
 ];
 /// The same, of runs with faults.
 const FAULT_REPORTS: &[&str] = &["rabbitmq, faults", "rabbitmq 4, faults"];

@@ -51,6 +51,16 @@ pub(crate) struct Outgoing {
     unsure: bool,
 }
 
+impl Outgoing {
+    /// The error of an answer whose lease ended before it was taken, as far as is known.
+    fn lost(&self) -> Error {
+        let outcome = if self.unsure { Outcome::Unknown } else { Outcome::NotSent };
+        Error::new(ErrorKind::LeaseLost, "the lease ended before the broker took the answer")
+            .with_operation(if self.verb == Verb::Delete { "ack" } else { "settle" })
+            .with_outcome(outcome)
+    }
+}
+
 /// Where the outcome of an answer is reported.
 #[derive(Debug)]
 pub(crate) struct Place {
@@ -238,6 +248,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// What came of a request: the failed entries by their index, and whether the rest succeeded by name.
+#[derive(Default)]
 struct Outcomes {
     succeeded: Vec<String>,
     failed: Vec<BatchResultErrorEntry>,
@@ -245,9 +256,12 @@ struct Outcomes {
 
 async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
     let started = Instant::now();
+    // Amazon tells success to a delete with an old receipt, so one that is known to be old is not asked about.
+    let (batch, late): (Vec<_>, Vec<_>) = batch.into_iter().partition(|answer| answer.ends > started);
     let (operation, result) = match batch.first().map(|a| a.verb) {
+        None => ("settle", Ok(Outcomes::default())),
         Some(Verb::Delete) => ("ack", delete(&shared, &batch).await),
-        _ => ("settle", change(&shared, &batch).await),
+        Some(_) => ("settle", change(&shared, &batch).await),
     };
     let mut outcomes: Vec<Option<Result<()>>> = Vec::new();
     match result {
@@ -268,6 +282,10 @@ async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
         let mut state = shared.state.lock();
         for (answer, outcome) in batch.into_iter().zip(outcomes) {
             let outcome = outcome.unwrap_or_else(|| Err(error::unmentioned(operation)));
+            events.extend(state.settled(answer, outcome, started));
+        }
+        for answer in late {
+            let outcome = Err(answer.lost());
             events.extend(state.settled(answer, outcome, started));
         }
     }
@@ -315,16 +333,16 @@ impl crate::consumer::State {
     fn settled(&mut self, mut answer: Outgoing, outcome: Result<()>, started: Instant) -> Option<Error> {
         self.outbox.busy.remove(&answer.token);
         let outcome = match outcome {
-            // The try before was taken after all.
-            Err(error) if error.kind() == ErrorKind::LeaseLost && answer.unsure => Ok(()),
-            Err(error)
-                if error.is_retryable()
-                    && Instant::now() < self.closed.map_or(answer.ends, |end| end.min(answer.ends)) =>
-            {
+            // The try before was taken after all: the receipt was good until then.
+            Err(error) if error.kind() == ErrorKind::LeaseLost && answer.unsure && Instant::now() < answer.ends => {
+                Ok(())
+            }
+            Err(error) if error.is_retryable() && self.closed.is_none_or(|end| Instant::now() < end) => {
                 answer.unsure |= error.outcome() == Outcome::Unknown;
                 let pause = PAUSE.0.saturating_mul(1 << answer.tries.min(16)).min(PAUSE.1);
                 answer.tries += 1;
-                answer.due = Instant::now() + pause;
+                // At the end of the lease at the latest: it is over then.
+                answer.due = (Instant::now() + pause).min(answer.ends);
                 self.outbox.later.push(answer);
                 return None;
             }

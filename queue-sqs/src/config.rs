@@ -50,7 +50,7 @@ pub struct SqsConfig {
     pub answer_linger: Duration,
     /// Most polls of one receiver at a time; one of them while the queue is empty. Default: 6.
     pub max_polls: usize,
-    /// Most requests of one sender at a time; always one on FIFO queues. Default: 16.
+    /// Most requests of one sender at a time. Default: 16.
     pub max_sends: usize,
     /// What queues are made with: options of the URL that start with `sqs.`.
     #[serde(skip)]

@@ -25,6 +25,9 @@ pub(crate) const NO_KEY: &str = "anyqueue";
 /// What a message group or deduplication id starts with that stands for a key or id of other characters.
 const HASHED: &str = "anyqueue-";
 
+/// Amazon's own id of a message that arrived, among the native headers.
+const MESSAGE_ID: &str = "MessageId";
+
 /// Attributes of one message, those of this adapter included.
 const MAX_ATTRIBUTES: usize = 10;
 /// The longest name of an attribute.
@@ -64,8 +67,8 @@ pub(crate) fn encode(message: &Message, fifo: bool, entry_id: usize) -> Result<E
     if let Some(encoding) = encoding {
         attach(ENCODING, string(STRING, encoding.to_owned())?, encoding.len());
     }
-    let group = fifo.then(|| message.get_key().map_or_else(|| NO_KEY.to_owned(), group_id));
-    let deduplication = fifo.then(|| deduplication_id(message.get_id().unwrap_or_default()));
+    let group = fifo.then(|| message_group(message));
+    let deduplication = fifo.then(|| deduplication_id(message));
     let plan =
         plan(message, group.as_deref(), deduplication.as_deref(), MAX_ATTRIBUTES - usize::from(encoding.is_some()));
     for (name, value) in &plan.native {
@@ -228,9 +231,22 @@ fn group_id(key: &Bytes) -> String {
     if key.as_ref() == NO_KEY.as_bytes() { hashed(key) } else { own_or_hashed(key) }
 }
 
-/// The deduplication id of an id: the id itself where its characters allow, else a hash of it, and the id is noted.
-fn deduplication_id(id: &str) -> String {
-    own_or_hashed(id.as_bytes())
+/// The message group of a message for a FIFO queue.
+pub(crate) fn message_group(message: &Message) -> String {
+    message.get_key().map_or_else(|| NO_KEY.to_owned(), group_id)
+}
+
+/// The deduplication id of a message: its id where the characters allow, else a hash of it, and the id is noted.
+///
+/// A message that arrived and is sent on (a dead letter, and one that is put back) has a hash of its id and of Amazon's
+/// own id of what arrived. With the id alone Amazon would swallow what comes back to a queue within five minutes; like
+/// this it swallows only what is sent on twice, because its answer was lost.
+fn deduplication_id(message: &Message) -> String {
+    let id = message.get_id().unwrap_or_default();
+    match message.native_headers().get(MESSAGE_ID).and_then(HeaderValue::as_str) {
+        Some(arrived) => hashed(format!("{arrived} {id}").as_bytes()),
+        None => own_or_hashed(id.as_bytes()),
+    }
 }
 
 fn own_or_hashed(bytes: &[u8]) -> String {
@@ -306,7 +322,7 @@ pub(crate) fn decode(native: Native, fifo: bool) -> Option<Decoded> {
         }
         let mut own = Headers::new();
         if let Some(id) = message_id {
-            own.append("MessageId", id);
+            own.append(MESSAGE_ID, id);
         }
         for (name, label) in [
             (System::MessageGroupId, "MessageGroupId"),

@@ -1,54 +1,76 @@
-//! Requests of a producer: cut from what was given, several at a time, one at a time on FIFO queues.
+//! Requests of a producer: cut from what was given, several at a time; on FIFO queues one message of a group at a time.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use queue_core::{Error, ErrorKind, Outcome, Receipt, Result};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
 use crate::convert::{self, Encoded};
 use crate::error::{self, Words};
+use crate::lanes::{Group, Lanes};
 use crate::producer::{Item, Shared};
 use crate::queues;
 
 /// The most entries of one request.
 pub(crate) const MAX_ENTRIES: usize = 10;
-/// The pause before a FIFO queue is tried again: from, to.
+/// The pause before another try: from, to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
+
+/// One message, ready to go.
+struct Ready {
+    item: Item,
+    encoded: Encoded,
+    /// Its message group on a FIFO queue.
+    group: Option<Group>,
+}
 
 /// One request, ready to go.
 struct Request {
     name: Arc<str>,
-    fifo: bool,
-    items: Vec<Item>,
-    encoded: Vec<Encoded>,
+    entries: Vec<Ready>,
     bytes: usize,
 }
 
-/// What came back of a request to be sent again, in order.
+/// What came back of a request to be sent again.
+#[derive(Default)]
 struct Again {
-    fifo: bool,
-    items: Vec<Item>,
-    /// Whether to wait before.
-    pause: bool,
+    /// In order, with their message groups on FIFO queues.
+    items: Vec<(Option<Group>, Item)>,
+    wait: Wait,
+}
+
+/// Who waits before another try.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Wait {
+    /// Nobody: the next request is another one.
+    #[default]
+    Nobody,
+    /// The message groups of what failed.
+    Groups,
+    /// Everything: the request as a whole was refused, or its answer lost.
+    Everything,
 }
 
 /// Cuts what was given into requests and keeps them going.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
+    /// For standard queues, in order.
     waiting: VecDeque<Item>,
     /// The first that did not fit into the request before.
-    encoded: Option<(Item, Encoded, Arc<str>)>,
-    /// A request for a FIFO queue that waits for the one before.
-    held: Option<Request>,
+    carried: Option<(Ready, Arc<str>)>,
+    /// For FIFO queues.
+    lanes: Lanes<Item>,
     requests: JoinSet<Again>,
-    fifo_busy: bool,
-    pause: Duration,
+    /// The message groups of requests for FIFO queues under way.
+    busy: HashMap<Id, Vec<Group>>,
+    /// Failures in a row of whole requests.
+    failures: u32,
     resume: Option<Instant>,
 }
 
@@ -57,11 +79,11 @@ impl Driver {
         Self {
             shared,
             waiting: VecDeque::new(),
-            encoded: None,
-            held: None,
+            carried: None,
+            lanes: Lanes::default(),
             requests: JoinSet::new(),
-            fifo_busy: false,
-            pause: PAUSE.0,
+            busy: HashMap::new(),
+            failures: 0,
             resume: None,
         }
     }
@@ -77,11 +99,11 @@ impl Driver {
                 return;
             }
             let shared = self.shared.clone();
-            let resume = self.resume;
+            let wake = self.resume.or_else(|| self.lanes.next_due());
             tokio::select! {
                 () = shared.wake.notified() => {}
-                Some(ended) = self.requests.join_next() => self.ended(ended),
-                () = sleep_until(resume.unwrap_or_else(Instant::now)), if resume.is_some() => self.resume = None,
+                Some(ended) = self.requests.join_next_with_id() => self.ended(ended),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
     }
@@ -89,111 +111,140 @@ impl Driver {
     fn is_idle(&self) -> bool {
         self.requests.is_empty()
             && self.waiting.is_empty()
-            && self.encoded.is_none()
-            && self.held.is_none()
+            && self.carried.is_none()
+            && self.lanes.is_empty()
             && self.shared.inbox.lock().items.is_empty()
     }
 
     /// Gives up: what was not sent is handed back, what is under way is unknown.
     fn abandon(mut self) {
         let items = std::mem::take(&mut self.shared.inbox.lock().items);
-        let held = self.held.take().map(|r| r.items).unwrap_or_default();
-        let encoded = self.encoded.take().map(|(item, ..)| item);
-        for item in held.into_iter().chain(encoded).chain(self.waiting.drain(..)).chain(items) {
+        let carried = self.carried.take().map(|(ready, _)| ready.item);
+        for item in carried.into_iter().chain(self.waiting.drain(..)).chain(self.lanes.drain()).chain(items) {
             item.fail(Error::closed("sender"));
         }
     }
 
     /// Starts requests as long as there are messages and room.
     fn start(&mut self) {
-        while self.requests.len() < self.shared.max_requests && self.resume.is_none() {
-            let Some(request) = self.held.take().or_else(|| self.cut()) else { return };
-            if request.fifo {
-                if self.fifo_busy {
-                    self.held = Some(request);
-                    return;
-                }
-                self.fifo_busy = true;
+        let now = Instant::now();
+        if self.resume.is_some_and(|at| at > now) {
+            return;
+        }
+        self.resume = None;
+        self.take_in();
+        self.lanes.wake(now);
+        while self.requests.len() < self.shared.max_requests {
+            let Some(request) = self.cut_lanes().or_else(|| self.cut()) else { return };
+            let groups: Vec<_> = request.entries.iter().filter_map(|ready| ready.group.clone()).collect();
+            let id = self.requests.spawn(request.send(self.shared.clone())).id();
+            if !groups.is_empty() {
+                self.busy.insert(id, groups);
             }
-            self.requests.spawn(request.send(self.shared.clone()));
         }
     }
 
-    fn ended(&mut self, ended: std::result::Result<Again, tokio::task::JoinError>) {
-        let Ok(again) = ended else {
-            // It panicked; its messages were answered when they were dropped.
-            self.fifo_busy = false;
-            return;
-        };
-        if again.fifo {
-            self.fifo_busy = false;
+    fn ended(&mut self, ended: std::result::Result<(Id, Again), JoinError>) {
+        // One that panicked answered its messages when they were dropped.
+        let (id, again) = ended.unwrap_or_else(|panicked| (panicked.id(), Again::default()));
+        let mut groups = self.busy.remove(&id).unwrap_or_default();
+        match again.wait {
+            Wait::Everything => {
+                self.resume = Some(Instant::now() + pause(self.failures));
+                self.failures += 1;
+            }
+            _ => self.failures = 0,
         }
-        if again.items.is_empty() {
-            self.pause = PAUSE.0;
-            return;
+        for (group, mut item) in again.items.into_iter().rev() {
+            match group {
+                Some(group) => {
+                    groups.retain(|other| *other != group);
+                    let due = (again.wait == Wait::Groups).then(|| Instant::now() + pause(item.tries));
+                    item.tries += 1;
+                    self.lanes.again(group, item, due);
+                }
+                None => self.waiting.push_front(item),
+            }
         }
-        // Before everything else, so that nothing overtakes.
-        if let Some((item, ..)) = self.encoded.take() {
-            self.waiting.push_front(item);
-        }
-        if let Some(request) = self.held.take() {
-            request.items.into_iter().rev().for_each(|item| self.waiting.push_front(item));
-        }
-        again.items.into_iter().rev().for_each(|item| self.waiting.push_front(item));
-        if again.pause {
-            self.resume = Some(Instant::now() + self.pause);
-            self.pause = (self.pause * 2).min(PAUSE.1);
+        groups.into_iter().for_each(|group| self.lanes.done(group));
+    }
+
+    /// Sorts what was given: by message group for FIFO queues.
+    fn take_in(&mut self) {
+        let items = std::mem::take(&mut self.shared.inbox.lock().items);
+        for item in items {
+            match self.shared.queue_of(&item) {
+                Ok(queue) if queues::is_fifo(&queue) => {
+                    let id = convert::message_group(&item.message).into();
+                    self.lanes.push(Group { queue, id }, item);
+                }
+                Ok(_) => self.waiting.push_back(item),
+                Err(error) => item.fail(error.with_operation("send")),
+            }
         }
     }
 
-    fn next_item(&mut self) -> Option<Item> {
-        if self.waiting.is_empty() {
-            std::mem::swap(&mut self.waiting, &mut self.shared.inbox.lock().items);
+    /// Makes the next request for a FIFO queue, of different message groups.
+    ///
+    /// A request costs the same for one message as for ten: a short one goes only when no other is under way.
+    fn cut_lanes(&mut self) -> Option<Request> {
+        if self.lanes.ready() < MAX_ENTRIES && !self.busy.is_empty() {
+            return None;
         }
-        self.waiting.pop_front()
+        let limit = self.shared.max_batch.load(Ordering::Relaxed);
+        let name = self.lanes.next_queue()?;
+        let mut request = Request::new(name);
+        while request.entries.len() < MAX_ENTRIES && self.lanes.next_queue().as_ref() == Some(&request.name) {
+            let Some((group, item)) = self.lanes.next() else { break };
+            let Some((mut ready, _)) = self.encode(item) else {
+                self.lanes.done(group);
+                continue;
+            };
+            if !request.entries.is_empty() && request.bytes + ready.encoded.size > limit {
+                self.lanes.again(group, ready.item, None);
+                break;
+            }
+            ready.group = Some(group);
+            request.push(ready);
+        }
+        (!request.entries.is_empty()).then_some(request)
     }
 
-    /// Makes the next request of what waits. Messages that cannot be sent fail alone, before the network.
+    /// Makes the next request for a standard queue. Messages that cannot be sent fail alone, before the network.
     fn cut(&mut self) -> Option<Request> {
         let limit = self.shared.max_batch.load(Ordering::Relaxed);
         let mut request: Option<Request> = None;
         loop {
-            let (item, encoded, name) = match self.encoded.take() {
-                Some(ready) => ready,
+            let (ready, name) = match self.carried.take() {
+                Some(carried) => carried,
                 None => {
-                    let Some(item) = self.next_item() else { return request };
+                    let Some(item) = self.waiting.pop_front() else { return request };
                     match self.encode(item) {
                         Some(ready) => ready,
                         None => continue,
                     }
                 }
             };
-            let current = request.get_or_insert_with(|| Request {
-                fifo: queues::is_fifo(&name),
-                name: name.clone(),
-                items: Vec::with_capacity(MAX_ENTRIES),
-                encoded: Vec::with_capacity(MAX_ENTRIES),
-                bytes: 0,
-            });
-            let fits = current.items.is_empty()
-                || (current.name == name && current.items.len() < MAX_ENTRIES && current.bytes + encoded.size <= limit);
+            let current = request.get_or_insert_with(|| Request::new(name.clone()));
+            let fits = current.entries.is_empty()
+                || (current.name == name
+                    && current.entries.len() < MAX_ENTRIES
+                    && current.bytes + ready.encoded.size <= limit);
             if !fits {
-                self.encoded = Some((item, encoded, name));
+                self.carried = Some((ready, name));
                 return request;
             }
-            current.bytes += encoded.size;
-            current.items.push(item);
-            current.encoded.push(encoded);
+            current.push(ready);
         }
     }
 
-    fn encode(&self, mut item: Item) -> Option<(Item, Encoded, Arc<str>)> {
+    fn encode(&self, mut item: Item) -> Option<(Ready, Arc<str>)> {
         if item.expires <= Instant::now() {
             item.fail(Error::new(ErrorKind::Timeout, "the message was not sent in time").with_operation("send"));
             return None;
         }
         match self.try_encode(&mut item) {
-            Ok((encoded, name)) => Some((item, encoded, name)),
+            Ok((encoded, name)) => Some((Ready { item, encoded, group: None }, name)),
             Err(error) => {
                 item.fail(error.with_operation("send"));
                 None
@@ -202,10 +253,7 @@ impl Driver {
     }
 
     fn try_encode(&self, item: &mut Item) -> Result<(Encoded, Arc<str>)> {
-        let name = match item.message.destination() {
-            Some(to) if to.is_topic() || to.name() != &*self.shared.name => queues::name_of(to)?.into(),
-            _ => self.shared.name.clone(),
-        };
+        let name = self.shared.queue_of(item)?;
         let fifo = queues::is_fifo(&name);
         if fifo && item.message.get_id().is_none() {
             // In the message, so that every later try has the same.
@@ -222,49 +270,69 @@ impl Driver {
     }
 }
 
+/// The pause after so many failures in a row: doubled each time, of which up to a half is left to chance, so that those
+/// who were refused together do not come back together.
+fn pause(failures: u32) -> Duration {
+    let most = PAUSE.0.saturating_mul(1 << failures.min(16)).min(PAUSE.1);
+    most.mul_f64(0.5 + 0.5 * fastrand::f64())
+}
+
 impl Request {
+    fn new(name: Arc<str>) -> Self {
+        Self { name, entries: Vec::with_capacity(MAX_ENTRIES), bytes: 0 }
+    }
+
+    fn push(&mut self, ready: Ready) {
+        self.bytes += ready.encoded.size;
+        self.entries.push(ready);
+    }
+
     async fn send(self, shared: Arc<Shared>) -> Again {
-        let Self { name, fifo, items, encoded, bytes } = self;
+        let Self { name, entries, bytes } = self;
+        let mut items = Vec::with_capacity(entries.len());
+        let mut natives = Vec::with_capacity(entries.len());
+        for (index, ready) in entries.into_iter().enumerate() {
+            let mut native = ready.encoded.entry;
+            native.id = index.to_string();
+            natives.push(native);
+            items.push((ready.group, ready.item));
+        }
         if shared.link.is_down() {
-            return failed(&shared, fifo, items, &shared.link.away().with_operation("send"));
+            return failed(&shared, items, &shared.link.away().with_operation("send"));
         }
         let url = match shared.queues.url(&name).await {
             Ok(url) => url,
-            Err(error) => {
-                return failed(&shared, fifo, items, &error.with_operation("send").with_outcome(Outcome::NotSent));
-            }
+            Err(error) => return failed(&shared, items, &error.with_operation("send").with_outcome(Outcome::NotSent)),
         };
-        let entries = encoded.into_iter().enumerate().map(|(index, encoded)| {
-            let mut entry = encoded.entry;
-            entry.id = index.to_string();
-            entry
-        });
-        let entries: Vec<_> = entries.collect();
-        let result = shared.clients.once.send_message_batch().queue_url(&*url).set_entries(Some(entries)).send().await;
+        let result = shared.clients.once.send_message_batch().queue_url(&*url).set_entries(Some(natives)).send().await;
         match shared.link.note("send", Words::Hidden, result) {
-            Ok(output) => answered(fifo, items, output),
+            Ok(output) => answered(items, output),
             Err(error) if error.kind() == ErrorKind::TooLarge && items.len() > 1 => {
                 // Nothing of it was taken; smaller requests are.
                 shared.max_batch.fetch_min(bytes / 2, Ordering::Relaxed);
-                Again { fifo, items, pause: false }
+                Again { items, wait: Wait::Nobody }
             }
-            Err(error) => failed(&shared, fifo, items, &shared.queues.failed(&name, error)),
+            Err(error) => failed(&shared, items, &shared.queues.failed(&name, error)),
         }
     }
 }
 
-/// Whether the message goes again at once: on a FIFO queue, where the deduplication id forbids a double and order would
-/// be lost by way of the handle.
-fn goes_again(fifo: bool, item: &Item, error: &Error) -> bool {
-    fifo && error.is_retryable() && Instant::now() < item.expires
+/// Whether the message goes again from here: on a FIFO queue, where the deduplication id forbids a double and order
+/// would be lost by way of the handle.
+fn goes_again(group: Option<&Group>, item: &Item, error: &Error) -> bool {
+    group.is_some() && error.is_retryable() && Instant::now() < item.expires
 }
 
-fn failed(shared: &Shared, fifo: bool, items: Vec<Item>, error: &Error) -> Again {
-    let mut again = Again { fifo, items: Vec::new(), pause: true };
-    for mut item in items {
-        if goes_again(fifo, &item, error) && !shared.abandoned.load(Ordering::Acquire) {
+fn failed(shared: &Shared, items: Vec<(Option<Group>, Item)>, error: &Error) -> Again {
+    let mut again = Again::default();
+    if error.kind() == ErrorKind::Throttled {
+        again.wait = Wait::Everything;
+    }
+    for (group, mut item) in items {
+        if goes_again(group.as_ref(), &item, error) && !shared.abandoned.load(Ordering::Acquire) {
             item.unsure |= error.outcome() == Outcome::Unknown;
-            again.items.push(item);
+            again.items.push((group, item));
+            again.wait = Wait::Everything;
         } else {
             item.fail(error.clone());
         }
@@ -273,13 +341,12 @@ fn failed(shared: &Shared, fifo: bool, items: Vec<Item>, error: &Error) -> Again
 }
 
 /// Gives each message its own verdict.
-fn answered(fifo: bool, items: Vec<Item>, output: SendMessageBatchOutput) -> Again {
-    let mut again = Again { fifo, items: Vec::new(), pause: true };
-    let mut items: Vec<Option<Item>> = items.into_iter().map(Some).collect();
-    let mut take =
-        |id: &str| id.parse::<usize>().ok().and_then(|index| items.get_mut(index)?.take().map(|i| (index, i)));
+fn answered(items: Vec<(Option<Group>, Item)>, output: SendMessageBatchOutput) -> Again {
+    let mut again = Again { items: Vec::new(), wait: Wait::Groups };
+    let mut items: Vec<_> = items.into_iter().map(Some).collect();
+    let mut take = |id: &str| id.parse::<usize>().ok().and_then(|index| Some((index, items.get_mut(index)?.take()?)));
     for entry in output.successful {
-        if let Some((_, item)) = take(&entry.id) {
+        if let Some((_, (_, item))) = take(&entry.id) {
             let mut receipt = Receipt::with_id(entry.message_id);
             receipt.offset = entry.sequence_number.and_then(|n| n.parse().ok());
             item.verdict.accept(receipt);
@@ -294,10 +361,10 @@ fn answered(fifo: bool, items: Vec<Item>, output: SendMessageBatchOutput) -> Aga
     let missing = items.into_iter().enumerate().filter_map(|(index, item)| Some((index, item?)));
     refused.extend(missing.map(|(index, item)| (index, item, error::unmentioned("send"))));
     refused.sort_unstable_by_key(|(index, ..)| *index);
-    for (_, mut item, error) in refused {
-        if goes_again(fifo, &item, &error) {
+    for (_, (group, mut item), error) in refused {
+        if goes_again(group.as_ref(), &item, &error) {
             item.unsure |= error.outcome() == Outcome::Unknown;
-            again.items.push(item);
+            again.items.push((group, item));
         } else {
             item.fail(error);
         }

@@ -30,7 +30,7 @@ where
             let code = meta.code().unwrap_or("unknown");
             // ElasticMQ says what is too long by its message alone.
             let too_long = meta.message().is_some_and(|m| m.contains("TooLong"));
-            let code = if too_long { "MessageTooLong" } else { code };
+            let code = if too_long { "MessageTooLong" } else { of_receipt(code, meta.message()) };
             let mapped = from_code(code, service.raw().status().as_u16());
             match meta.message() {
                 Some(text) if words == Words::Shown && mapped.kind() != ErrorKind::Unauthorized => {
@@ -84,12 +84,19 @@ fn before_an_answer(error: &(dyn StdError + 'static)) -> Error {
 
 /// The error of one entry of a batch.
 pub(crate) fn from_entry(operation: &'static str, entry: &BatchResultErrorEntry) -> Error {
-    let mapped = from_code(entry.code(), if entry.sender_fault() { 400 } else { 503 });
+    let code = of_receipt(entry.code(), entry.message());
+    let mapped = from_code(code, if entry.sender_fault() { 400 } else { 503 });
     mapped.with_operation(operation).with_outcome(if entry.sender_fault() {
         Outcome::Rejected
     } else {
         Outcome::NotSent
     })
+}
+
+/// A receipt that is over is an invalid parameter to Amazon, told apart by the words alone.
+fn of_receipt<'a>(code: &'a str, message: Option<&str>) -> &'a str {
+    let is_value = code.contains("InvalidParameterValue");
+    if is_value && message.is_some_and(|m| m.contains("ReceiptHandle")) { "ReceiptHandleIsInvalid" } else { code }
 }
 
 /// An entry that the answer to its batch does not name.
@@ -188,6 +195,19 @@ mod tests {
         assert!(failed.is_retryable());
         let throttled = entry("RequestThrottled", false);
         assert_eq!((throttled.kind(), throttled.outcome()), (ErrorKind::Throttled, Outcome::NotSent));
+    }
+
+    #[test]
+    fn a_receipt_that_is_over_is_a_lost_lease() {
+        let told = |code: &str, message: &str| {
+            let entry = BatchResultErrorEntry::builder().id("0").code(code).message(message).sender_fault(true);
+            from_entry("ack", &entry.build().unwrap()).kind()
+        };
+        let expired = "Value AQEB for parameter ReceiptHandle is invalid. Reason: The receipt handle has expired.";
+        assert_eq!(told("InvalidParameterValue", expired), ErrorKind::LeaseLost);
+        assert_eq!(told("ReceiptHandleIsInvalid", "The receipt handle has expired"), ErrorKind::LeaseLost);
+        let other = "Value 43201 for parameter VisibilityTimeout is invalid.";
+        assert_eq!(told("InvalidParameterValue", other), ErrorKind::InvalidInput);
     }
 
     #[test]

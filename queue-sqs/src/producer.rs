@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use queue_core::{Capabilities, CloseReport, Completion, Error, Message, Outcome, Producer, ProducerOptions, Receipt};
+use queue_core::{
+    Capabilities, CloseReport, Completion, Error, Message, Outcome, Producer, ProducerOptions, Receipt, Result,
+};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
@@ -16,7 +18,7 @@ use crate::broker::{Core, Opened};
 use crate::config::Clients;
 use crate::dispatch::Driver;
 use crate::link::Link;
-use crate::queues::Queues;
+use crate::queues::{self, Queues};
 
 /// How long a message is tried on a FIFO queue at most: a deduplication id holds for five minutes.
 const MAX_TRYING: Duration = Duration::from_secs(240);
@@ -66,6 +68,7 @@ pub(crate) struct Item {
     pub(crate) expires: Instant,
     /// A try of it ended without telling whether the broker has it.
     pub(crate) unsure: bool,
+    pub(crate) tries: u32,
 }
 
 /// The place of a message's verdict. Dropped without one, the message is given up as unknown.
@@ -159,7 +162,7 @@ impl Producer for SqsProducer {
         let done = Arc::new(done);
         inbox.items.extend(batch.into_iter().enumerate().map(|(index, message)| {
             let verdict = Verdict { done: done.clone(), index, given: false, shared: self.shared.clone() };
-            Item { message, verdict, expires, unsure: false }
+            Item { message, verdict, expires, unsure: false, tries: 0 }
         }));
         drop(inbox);
         self.shared.wake.notify_one();
@@ -202,6 +205,14 @@ impl Opened for Shared {
 }
 
 impl Shared {
+    /// The queue that a message goes to.
+    pub(crate) fn queue_of(&self, item: &Item) -> Result<Arc<str>> {
+        match item.message.destination() {
+            Some(to) if to.is_topic() || to.name() != &*self.name => Ok(queues::name_of(to)?.into()),
+            _ => Ok(self.name.clone()),
+        }
+    }
+
     /// Waits until every message has a verdict.
     async fn settled(&self) {
         loop {

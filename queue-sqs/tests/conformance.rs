@@ -1,4 +1,5 @@
-//! The public conformance suite, on standard and on FIFO queues.
+//! The public conformance suite, on standard and on FIFO queues: of a broker where there is one, and of the endpoint of
+//! these tests, which keeps Amazon's rules where a broker that is at hand has others.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,9 +9,18 @@ use aws_sdk_sqs::types::MessageAttributeValue;
 use queue_core::conformance::{Fault, Harness, run};
 use queue_core::{Address, Driver, Error, ErrorKind, Result};
 
+mod endpoint;
+
+use endpoint::Endpoint;
+
+/// Short polls, so that closing a client, which waits for them, takes no longer than the tests want.
+const QUICK: &str = "wait_time=1s";
+
 struct Sqs {
     name: &'static str,
     suffix: &'static str,
+    /// The URL of the endpoint of these tests; else the environment says where a broker is.
+    url: Option<String>,
 }
 
 #[async_trait]
@@ -27,11 +37,11 @@ impl Harness for Sqs {
         "ANYQUEUE_TEST_SQS_URL"
     }
 
-    /// With short polls, so that closing a client, which waits for them, takes no longer than the tests want.
     fn url(&self) -> Option<String> {
-        let url = std::env::var(self.variable()).ok().filter(|url| !url.is_empty())?;
-        let quick = if url.contains('?') { "&wait_time=1s" } else { "?wait_time=1s" };
-        Some(if url.contains("wait_time") { url } else { format!("{url}{quick}") })
+        let told = || std::env::var(self.variable()).ok().filter(|url| !url.is_empty());
+        let url = self.url.clone().or_else(told)?;
+        let joint = if url.contains('?') { '&' } else { '?' };
+        Some(if url.contains("wait_time") { url } else { format!("{url}{joint}{QUICK}") })
     }
 
     fn suffix(&self) -> &str {
@@ -60,6 +70,21 @@ impl Harness for Sqs {
 }
 
 fn main() -> ExitCode {
-    let standard: Arc<dyn Harness> = Arc::new(Sqs { name: "sqs", suffix: "" });
-    run([standard, Arc::new(Sqs { name: "sqs fifo", suffix: ".fifo" })])
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let started = runtime.and_then(|runtime| Ok((runtime.block_on(Endpoint::start())?, runtime)));
+    let (endpoint, _runtime) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            eprintln!("no endpoint: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let own = || Some(endpoint.url(&format!("&{QUICK}")));
+    let harnesses = [
+        Sqs { name: "sqs", suffix: "", url: None },
+        Sqs { name: "sqs fifo", suffix: ".fifo", url: None },
+        Sqs { name: "endpoint", suffix: "", url: own() },
+        Sqs { name: "endpoint fifo", suffix: ".fifo", url: own() },
+    ];
+    run(harnesses.map(|harness| Arc::new(harness) as Arc<dyn Harness>))
 }

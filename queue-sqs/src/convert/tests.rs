@@ -132,6 +132,17 @@ fn a_fifo_queue_carries_key_and_id_natively() {
 }
 
 #[test]
+fn a_copy_of_what_arrived_is_no_repetition_of_it() {
+    let id = |message: &Message| encode(message, true, 0).unwrap().entry.message_deduplication_id.unwrap();
+    let arrived = arrive(encode(&Message::new("x").id("i"), true, 0).unwrap(), true).message.unwrap();
+    assert!(id(&arrived) != "i" && id(&arrived) == id(&arrived.clone()));
+    let mut elsewhere = Headers::new();
+    elsewhere.append(MESSAGE_ID, "another");
+    assert_ne!(id(&arrived), id(&arrived.clone().with_native_headers(elsewhere)));
+    assert_eq!(round_trip(&arrived, true).get_id(), Some("i"));
+}
+
+#[test]
 fn what_arrives_says_when_where_and_how_often() {
     let decoded = arrive(encode(&Message::new("x").id("i"), true, 0).unwrap(), true);
     assert_eq!((decoded.attempt, decoded.position.offset, decoded.receipt.as_str()), (3, Some(17), "r"));

@@ -1,0 +1,169 @@
+//! What the adapter promises where Amazon is stricter than emulators, or fails: order within a message group, pauses
+//! before another try, answers that come too late, copies that are no repetitions.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use queue_core::{
+    Client, Delivery, ErrorKind, HeaderValue, Message, Ordering, RESERVED_PREFIX, Receiver, Sender, dead_letter,
+};
+use tokio::time::{Instant, timeout};
+
+mod endpoint;
+
+use endpoint::{Endpoint, Faults};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Outcome = Result<(), Failure>;
+
+const SOON: Duration = Duration::from_secs(20);
+const LEASE: Duration = Duration::from_secs(2);
+
+async fn connect(endpoint: &Endpoint) -> Result<Client, Failure> {
+    Ok(Client::connect_with(&endpoint.url("&wait_time=1s"), &[queue_sqs::DRIVER]).await?)
+}
+
+async fn next(receiver: &mut Receiver) -> Result<Delivery, Failure> {
+    Ok(timeout(SOON, receiver.receive()).await.map_err(|_| "nothing arrived")??)
+}
+
+fn keyed(key: usize, text: impl ToString) -> Message {
+    Message::new(text.to_string()).key(format!("key-{key}"))
+}
+
+/// Confirms as many messages of each key as it is told, all handed over at once.
+async fn send_keyed(sender: &Sender, keys: usize, each: usize) -> Outcome {
+    let messages = (0..keys * each).map(|i| keyed(i % keys, i / keys));
+    timeout(SOON, sender.send_batch(messages)).await.map_err(|_| "the sends had no end")??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_group_stays_in_order_when_entries_fail() -> Outcome {
+    let (keys, each) = (4, 25);
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    let sender = client.sender("order.fifo").await?;
+    endpoint.set_faults(Faults { fail_entry: 0.2, ..Faults::default() });
+    send_keyed(&sender, keys, each).await?;
+    assert!(endpoint.counts().fault("fail_entry") > 0, "nothing failed");
+    endpoint.set_faults(Faults::default());
+    let mut receiver = client.receiver("order.fifo").ordering(Ordering::PerKey).discard_dead_letters().await?;
+    let mut seen: BTreeMap<Vec<u8>, usize> = BTreeMap::new();
+    for _ in 0..keys * each {
+        let delivery = next(&mut receiver).await?;
+        let expected = seen.entry(delivery.get_key().ok_or("no key")?.to_vec()).or_default();
+        assert_eq!(delivery.text().unwrap_or_default(), expected.to_string());
+        *expected += 1;
+        delivery.ack();
+    }
+    assert!(seen.len() == keys && seen.values().all(|count| *count == each), "{seen:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_has_one_message_of_a_group_and_ten_of_ten() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    let sender = client.sender("groups.fifo").await?;
+    send_keyed(&sender, 1, 20).await?;
+    let one_group = endpoint.counts();
+    assert_eq!(one_group.of("SendMessageBatch"), 20);
+    send_keyed(&sender, 10, 2).await?;
+    assert_eq!(endpoint.counts().since(&one_group).of("SendMessageBatch"), 2);
+    Ok(())
+}
+
+/// Tries come at 0, 0.1, 0.3, 0.7 and 1.5 s, each pause cut by up to a half: seven within two seconds at most. Without
+/// pauses there are hundreds.
+#[tokio::test]
+async fn refused_sends_are_tried_again_with_pauses() -> Outcome {
+    let throttled = Faults { throttle: 1.0, ..Faults::default() };
+    let failing = Faults { fail_entry: 1.0, ..Faults::default() };
+    for (queue, faults) in [("a", throttled), ("a.fifo", throttled), ("b", failing), ("b.fifo", failing)] {
+        let endpoint = Endpoint::start().await?;
+        let client = connect(&endpoint).await?;
+        let sender = client.sender(queue).await?;
+        endpoint.set_faults(faults);
+        let sending = tokio::spawn(async move { sender.send(keyed(0, "x")).await });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let tries = endpoint.counts().of("SendMessageBatch");
+        assert!((2..=8).contains(&tries), "{queue}, {faults:?}: {tries} tries");
+        endpoint.set_faults(Faults::default());
+        timeout(SOON, sending).await.map_err(|_| "it was not tried again")???;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_after_the_broker_let_go_is_a_lost_lease() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    for queue in ["late", "late.fifo"] {
+        client.sender(queue).await?.send("x").await?;
+        let mut receiver = client.receiver(queue).discard_dead_letters().await?;
+        let delivery = next(&mut receiver).await?;
+        endpoint.pass(Duration::from_secs(31));
+        let extended = delivery.extend(Duration::from_secs(60)).await;
+        assert_eq!(extended.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
+        let flushed = receiver.flush().await;
+        assert_eq!(flushed.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
+        let acked = delivery.ack_confirmed().await;
+        // A standard queue says success to anybody who deletes.
+        let told = if queue == "late" { None } else { Some(ErrorKind::LeaseLost) };
+        assert_eq!(acked.err().map(|error| error.kind()), told, "{queue}");
+        receiver.close(SOON).await;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_answer_that_is_refused_until_its_lease_ends_is_a_lost_lease() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    for (queue, faults) in [
+        ("entries", Faults { fail_entry: 1.0, ..Faults::default() }),
+        ("requests", Faults { throttle: 1.0, ..Faults::default() }),
+        ("answers", Faults { lose: 1.0, ..Faults::default() }),
+    ] {
+        client.sender(queue).await?.send("x").await?;
+        let mut receiver = client.receiver(queue).lease(LEASE).discard_dead_letters().await?;
+        let delivery = next(&mut receiver).await?;
+        endpoint.set_faults(faults);
+        let (acked, ()) = tokio::join!(timeout(SOON, delivery.ack_confirmed()), async {
+            tokio::time::sleep(LEASE).await;
+            // From here on the endpoint would say success to the old receipt.
+            endpoint.set_faults(Faults::default());
+        });
+        let acked = acked.map_err(|_| "no verdict")?;
+        assert_eq!(acked.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
+        receiver.close(SOON).await;
+    }
+    Ok(())
+}
+
+/// All of it takes far less than the five minutes for which Amazon remembers an id.
+#[tokio::test]
+async fn a_dead_letter_that_is_put_back_is_processed_again_and_again() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    let sender = client.sender("orders.fifo").await?;
+    let mut orders = client.receiver("orders.fifo").dead_letter("dead.fifo").await?;
+    let mut dead = client.receiver("dead.fifo").discard_dead_letters().await?;
+    let began = Instant::now();
+    sender.send(keyed(0, "x").id("the-order")).await?;
+    for round in 0..3 {
+        let delivery = next(&mut orders).await.map_err(|error| format!("round {round}: {error}"))?;
+        assert_eq!(delivery.get_id(), Some("the-order"));
+        delivery.reject("not today");
+        let letter = next(&mut dead).await.map_err(|error| format!("the letter of round {round}: {error}"))?;
+        assert_eq!(letter.headers().get(dead_letter::REASON).and_then(HeaderValue::as_str), Some("not today"));
+        let (mut message, ticket) = letter.split();
+        message.headers_mut().retain(|name, _| !name.starts_with(RESERVED_PREFIX));
+        sender.send(message).await?;
+        ticket.ack();
+    }
+    next(&mut orders).await?.ack_confirmed().await?;
+    assert!(began.elapsed() < Duration::from_secs(300));
+    Ok(())
+}
