@@ -1,5 +1,5 @@
-//! Messages through an endpoint at which everything goes wrong now and then: what was confirmed is processed, nothing is
-//! deleted that was not, and a message group is never out of order.
+//! Messages through an endpoint at which everything goes wrong now and then: what was confirmed is processed, nothing
+//! is deleted that was not, and a message group is never out of order.
 //!
 //! 10,000 messages to each kind of queue; `FAULTS=10` makes it ten times as many.
 
