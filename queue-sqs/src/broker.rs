@@ -22,9 +22,9 @@ use crate::config::{Clients, SqsConfig};
 use crate::consumer::SqsConsumer;
 use crate::convert;
 use crate::link::Link;
-use crate::producer::SqsProducer;
+use crate::producer::{self, SqsProducer};
 use crate::queues::{self, Queues};
-use crate::topology;
+use crate::topology::{self, Native};
 
 /// The largest message and batch of SQS, and of a queue that does not tell its own limit.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -202,9 +202,14 @@ impl Broker for SqsBroker {
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
         self.open()?;
         let name = queues::name_of(to)?;
+        let fifo = queues::is_fifo(name);
+        Native::of_queue(&options.native, fifo)?;
+        if fifo {
+            producer::check_fifo(options.deadline).map_err(|e| e.with_context("address", name))?;
+        }
         self.core.queues.url(name).await?;
         let (max_message, max_batch) = self.limits(name).await?;
-        let can = capabilities(Some(queues::is_fifo(name)), max_message);
+        let can = capabilities(Some(fifo), max_message);
         Ok(SqsProducer::open(self.core.clone(), name, can, max_batch, options))
     }
 
@@ -212,6 +217,7 @@ impl Broker for SqsBroker {
         self.open()?;
         let name = queues::name_of(&from.address)?;
         let fifo = queues::is_fifo(name);
+        Native::of_queue(&options.native, fifo)?;
         if from.group.is_some() {
             return Err(Error::unsupported("an SQS queue has no groups").with_context("address", name));
         }

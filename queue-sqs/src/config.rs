@@ -11,6 +11,9 @@ use serde::Deserialize;
 
 use crate::topology::Native;
 
+/// The shortest poll: below, an idle receiver would ask without a pause.
+const MIN_WAIT: Duration = Duration::from_secs(1);
+
 /// The longest poll that SQS takes.
 const MAX_WAIT: Duration = Duration::from_secs(20);
 
@@ -39,7 +42,7 @@ pub struct SqsConfig {
     pub account: Option<String>,
     /// Whether an endpoint given as host is spoken to over TLS. Amazon's own endpoints always are. Default: false.
     pub tls: bool,
-    /// How long a poll waits for a message at the broker; at most 20 s. Default: 20 s.
+    /// How long a poll waits for a message at the broker: 1 s to 20 s, whole seconds. Default: 20 s.
     #[serde(with = "humantime_serde")]
     pub wait_time: Duration,
     /// How long any other request may take. Default: 10 s.
@@ -104,10 +107,9 @@ impl SqsConfig {
         if config.session_token.is_some() && config.access_key.is_none() {
             return Err(invalid("`session_token` comes with `access_key` and `secret_key`"));
         }
-        if config.wait_time > MAX_WAIT {
-            return Err(
-                invalid("`wait_time` is 20 s at most").with_context("wait_time", format!("{:?}", config.wait_time))
-            );
+        if !(MIN_WAIT..=MAX_WAIT).contains(&config.wait_time) || config.wait_time.subsec_nanos() != 0 {
+            return Err(invalid("`wait_time` is 1 s to 20 s, in whole seconds")
+                .with_context("wait_time", format!("{:?}", config.wait_time)));
         }
         if config.request_timeout.is_zero() || config.max_polls == 0 || config.max_sends == 0 {
             return Err(invalid("`request_timeout`, `max_polls` and `max_sends` are above zero"));
@@ -207,6 +209,9 @@ mod tests {
             "sqs://a,b",
             "sqs://h/path",
             "sqs://h?wait_time=21s",
+            "sqs://h?wait_time=0s",
+            "sqs://h?wait_time=500ms",
+            "sqs://h?wait_time=1500ms",
             "sqs://h?access_key=a",
             "sqs://h?session_token=t",
             "sqs://u:p@h?access_key=a&secret_key=b",

@@ -19,6 +19,8 @@ use crate::queues;
 
 /// The most entries of one request.
 pub(crate) const MAX_ENTRIES: usize = 10;
+/// The longest that a short request for a FIFO queue waits for one under way: an answer takes less, unless it is lost.
+const HOLD: Duration = Duration::from_millis(100);
 /// The pause before another try: from, to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -57,6 +59,13 @@ enum Wait {
     Everything,
 }
 
+/// A request for a FIFO queue under way.
+struct UnderWay {
+    name: Arc<str>,
+    groups: Vec<Group>,
+    since: Instant,
+}
+
 /// Cuts what was given into requests and keeps them going.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
@@ -67,8 +76,12 @@ pub(crate) struct Driver {
     /// For FIFO queues.
     lanes: Lanes<Item>,
     requests: JoinSet<Again>,
-    /// The message groups of requests for FIFO queues under way.
-    busy: HashMap<Id, Vec<Group>>,
+    /// Requests for FIFO queues under way.
+    busy: HashMap<Id, UnderWay>,
+    /// Whether FIFO queues go first: by turns, so that neither kind starves.
+    fifo_first: bool,
+    /// When a short request need not wait any longer.
+    held: Option<Instant>,
     /// Failures in a row of whole requests.
     failures: u32,
     resume: Option<Instant>,
@@ -83,6 +96,8 @@ impl Driver {
             lanes: Lanes::default(),
             requests: JoinSet::new(),
             busy: HashMap::new(),
+            fifo_first: false,
+            held: None,
             failures: 0,
             resume: None,
         }
@@ -99,7 +114,7 @@ impl Driver {
                 return;
             }
             let shared = self.shared.clone();
-            let wake = self.resume.or_else(|| self.lanes.next_due());
+            let wake = self.resume.or_else(|| self.lanes.next_due().into_iter().chain(self.held).min());
             tokio::select! {
                 () = shared.wake.notified() => {}
                 Some(ended) = self.requests.join_next_with_id() => self.ended(ended),
@@ -132,14 +147,21 @@ impl Driver {
             return;
         }
         self.resume = None;
+        self.held = None;
         self.take_in();
         self.lanes.wake(now);
         while self.requests.len() < self.shared.max_requests {
-            let Some(request) = self.cut_lanes().or_else(|| self.cut()) else { return };
+            self.fifo_first = !self.fifo_first;
+            let request = match self.fifo_first {
+                true => self.cut_lanes(now).or_else(|| self.cut()),
+                false => self.cut().or_else(|| self.cut_lanes(now)),
+            };
+            let Some(request) = request else { return };
             let groups: Vec<_> = request.entries.iter().filter_map(|ready| ready.group.clone()).collect();
+            let name = request.name.clone();
             let id = self.requests.spawn(request.send(self.shared.clone())).id();
             if !groups.is_empty() {
-                self.busy.insert(id, groups);
+                self.busy.insert(id, UnderWay { name, groups, since: now });
             }
         }
     }
@@ -147,8 +169,10 @@ impl Driver {
     fn ended(&mut self, ended: std::result::Result<(Id, Again), JoinError>) {
         // One that panicked answered its messages when they were dropped.
         let (id, again) = ended.unwrap_or_else(|panicked| (panicked.id(), Again::default()));
-        let mut groups = self.busy.remove(&id).unwrap_or_default();
+        let mut groups = self.busy.remove(&id).map(|under_way| under_way.groups).unwrap_or_default();
         match again.wait {
+            // Those that went together are one failure.
+            Wait::Everything if self.resume.is_some() => {}
             Wait::Everything => {
                 self.resume = Some(Instant::now() + pause(self.failures));
                 self.failures += 1;
@@ -184,18 +208,38 @@ impl Driver {
         }
     }
 
-    /// Makes the next request for a FIFO queue, of different message groups.
+    /// Makes the next request for a FIFO queue, of different message groups; queues take turns.
     ///
-    /// A request costs the same for one message as for ten: a short one goes only when no other is under way.
-    fn cut_lanes(&mut self) -> Option<Request> {
-        if self.lanes.ready() < MAX_ENTRIES && !self.busy.is_empty() {
-            return None;
+    /// A request costs the same for one message as for ten: a short one goes only when no other for its queue is under
+    /// way, or is for longer than an answer takes.
+    fn cut_lanes(&mut self, now: Instant) -> Option<Request> {
+        for name in self.lanes.queues() {
+            if self.lanes.ready(&name) < MAX_ENTRIES
+                && let Some(until) = self.busy_until(&name).filter(|until| *until > now)
+            {
+                self.held = Some(self.held.map_or(until, |held| held.min(until)));
+                continue;
+            }
+            let request = self.cut_lane(name);
+            self.lanes.had_its_turn(&request.name);
+            // All that was ready may have failed before the network.
+            if !request.entries.is_empty() {
+                return Some(request);
+            }
         }
+        None
+    }
+
+    /// Until when a short request for a queue waits for one under way.
+    fn busy_until(&self, name: &Arc<str>) -> Option<Instant> {
+        self.busy.values().filter(|under_way| under_way.name == *name).map(|under_way| under_way.since + HOLD).max()
+    }
+
+    fn cut_lane(&mut self, name: Arc<str>) -> Request {
         let limit = self.shared.max_batch.load(Ordering::Relaxed);
-        let name = self.lanes.next_queue()?;
         let mut request = Request::new(name);
-        while request.entries.len() < MAX_ENTRIES && self.lanes.next_queue().as_ref() == Some(&request.name) {
-            let Some((group, item)) = self.lanes.next() else { break };
+        while request.entries.len() < MAX_ENTRIES {
+            let Some((group, item)) = self.lanes.next(&request.name) else { break };
             let Some((mut ready, _)) = self.encode(item) else {
                 self.lanes.done(group);
                 continue;
@@ -207,7 +251,7 @@ impl Driver {
             ready.group = Some(group);
             request.push(ready);
         }
-        (!request.entries.is_empty()).then_some(request)
+        request
     }
 
     /// Makes the next request for a standard queue. Messages that cannot be sent fail alone, before the network.
@@ -255,6 +299,9 @@ impl Driver {
     fn try_encode(&self, item: &mut Item) -> Result<(Encoded, Arc<str>)> {
         let name = self.shared.queue_of(item)?;
         let fifo = queues::is_fifo(&name);
+        if fifo {
+            self.shared.check_fifo()?;
+        }
         if fifo && item.message.get_id().is_none() {
             // In the message, so that every later try has the same.
             let message = std::mem::take(&mut item.message);

@@ -20,8 +20,10 @@ pub(crate) struct Group {
 #[derive(Debug)]
 pub(crate) struct Lanes<T> {
     waiting: HashMap<Group, VecDeque<T>>,
-    /// Groups with nothing on its way, in the order in which they take turns.
-    ready: VecDeque<Group>,
+    /// Queues that have a group in `ready`, in the order in which they take turns.
+    turns: VecDeque<Arc<str>>,
+    /// Groups with nothing on its way, by their queue, in the order in which they take turns.
+    ready: HashMap<Arc<str>, VecDeque<Group>>,
     /// Groups that pause before another try, by its time and a number.
     paused: BTreeMap<(Instant, u64), Group>,
     pauses: u64,
@@ -29,7 +31,13 @@ pub(crate) struct Lanes<T> {
 
 impl<T> Default for Lanes<T> {
     fn default() -> Self {
-        Self { waiting: HashMap::new(), ready: VecDeque::new(), paused: BTreeMap::new(), pauses: 0 }
+        Self {
+            waiting: HashMap::new(),
+            turns: VecDeque::new(),
+            ready: HashMap::new(),
+            paused: BTreeMap::new(),
+            pauses: 0,
+        }
     }
 }
 
@@ -38,9 +46,14 @@ impl<T> Lanes<T> {
         self.waiting.is_empty()
     }
 
-    /// How many groups have a message that may go.
-    pub(crate) fn ready(&self) -> usize {
-        self.ready.len()
+    /// The queues that have a message which may go, in turn.
+    pub(crate) fn queues(&self) -> Vec<Arc<str>> {
+        self.turns.iter().cloned().collect()
+    }
+
+    /// How many groups of a queue have a message that may go.
+    pub(crate) fn ready(&self, queue: &str) -> usize {
+        self.ready.get(queue).map_or(0, VecDeque::len)
     }
 
     /// Puts a message at the end of its group.
@@ -48,29 +61,38 @@ impl<T> Lanes<T> {
         match self.waiting.entry(group) {
             Entry::Occupied(mut known) => known.get_mut().push_back(item),
             Entry::Vacant(new) => {
-                self.ready.push_back(new.key().clone());
+                let group = new.key().clone();
                 new.insert(VecDeque::from([item]));
+                self.may_go(group, false);
             }
         }
     }
 
-    /// The queue whose turn it is.
-    pub(crate) fn next_queue(&self) -> Option<Arc<str>> {
-        self.ready.front().map(|group| group.queue.clone())
-    }
-
-    /// Takes a message whose group then waits for [`done`](Self::done) or [`again`](Self::again).
-    pub(crate) fn next(&mut self) -> Option<(Group, T)> {
-        let group = self.ready.pop_front()?;
+    /// Takes a message of a queue; its group then waits for [`done`](Self::done) or [`again`](Self::again).
+    pub(crate) fn next(&mut self, queue: &str) -> Option<(Group, T)> {
+        let groups = self.ready.get_mut(queue)?;
+        let group = groups.pop_front()?;
+        if groups.is_empty() {
+            self.ready.remove(queue);
+            self.turns.retain(|other| **other != *queue);
+        }
         let item = self.waiting.get_mut(&group)?.pop_front()?;
         Some((group, item))
+    }
+
+    /// Lets the other queues go first the next time.
+    pub(crate) fn had_its_turn(&mut self, queue: &str) {
+        let place = self.turns.iter().position(|other| **other == *queue);
+        if let Some(queue) = place.and_then(|place| self.turns.remove(place)) {
+            self.turns.push_back(queue);
+        }
     }
 
     /// The message of a group on its way has its verdict.
     pub(crate) fn done(&mut self, group: Group) {
         match self.waiting.get(&group) {
             Some(waiting) if waiting.is_empty() => drop(self.waiting.remove(&group)),
-            Some(_) => self.ready.push_back(group),
+            Some(_) => self.may_go(group, false),
             None => {}
         }
     }
@@ -79,7 +101,7 @@ impl<T> Lanes<T> {
     pub(crate) fn again(&mut self, group: Group, item: T, due: Option<Instant>) {
         self.waiting.entry(group.clone()).or_default().push_front(item);
         match due {
-            None => self.ready.push_front(group),
+            None => self.may_go(group, true),
             Some(due) => {
                 self.pauses += 1;
                 self.paused.insert((due, self.pauses), group);
@@ -90,7 +112,8 @@ impl<T> Lanes<T> {
     /// Ends the pauses that are over.
     pub(crate) fn wake(&mut self, now: Instant) {
         while let Some(first) = self.paused.first_entry().filter(|first| first.key().0 <= now) {
-            self.ready.push_back(first.remove());
+            let group = first.remove();
+            self.may_go(group, false);
         }
     }
 
@@ -101,9 +124,21 @@ impl<T> Lanes<T> {
 
     /// Everything that waits.
     pub(crate) fn drain(&mut self) -> impl Iterator<Item = T> {
+        self.turns.clear();
         self.ready.clear();
         self.paused.clear();
         std::mem::take(&mut self.waiting).into_values().flatten()
+    }
+
+    fn may_go(&mut self, group: Group, first: bool) {
+        let groups = match self.ready.entry(group.queue.clone()) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                self.turns.push_back(new.key().clone());
+                new.insert(VecDeque::new())
+            }
+        };
+        if first { groups.push_front(group) } else { groups.push_back(group) }
     }
 }
 
@@ -123,18 +158,34 @@ mod tests {
         for (id, item) in [("a", 1), ("a", 2), ("b", 3)] {
             lanes.push(group(id), item);
         }
-        assert_eq!((lanes.next(), lanes.next(), lanes.next()), (Some((group("a"), 1)), Some((group("b"), 3)), None));
+        let mut next = || lanes.next("q.fifo");
+        assert_eq!((next(), next(), next()), (Some((group("a"), 1)), Some((group("b"), 3)), None));
         let due = Instant::now() + Duration::from_secs(1);
         lanes.again(group("a"), 1, Some(due));
         lanes.done(group("b"));
         lanes.wake(Instant::now());
-        assert_eq!((lanes.ready(), lanes.next_due()), (0, Some(due)));
+        assert_eq!((lanes.ready("q.fifo"), lanes.next_due()), (0, Some(due)));
         lanes.wake(due);
-        assert_eq!((lanes.next(), lanes.next()), (Some((group("a"), 1)), None));
+        assert_eq!((lanes.next("q.fifo"), lanes.next("q.fifo")), (Some((group("a"), 1)), None));
         lanes.done(group("a"));
-        assert_eq!(lanes.next(), Some((group("a"), 2)));
+        assert_eq!(lanes.next("q.fifo"), Some((group("a"), 2)));
         assert!(!lanes.is_empty(), "it has no verdict");
         lanes.done(group("a"));
         assert!(lanes.is_empty());
+    }
+
+    #[test]
+    fn queues_take_turns() {
+        let mut lanes = Lanes::default();
+        for (queue, id) in [("a", "1"), ("b", "1"), ("a", "2"), ("c", "1")] {
+            lanes.push(Group { queue: queue.into(), id: id.into() }, ());
+        }
+        let names = |lanes: &Lanes<()>| lanes.queues().iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!((names(&lanes), lanes.ready("a")), (vec!["a".into(), "b".into(), "c".into()], 2));
+        assert!(lanes.next("a").is_some());
+        lanes.had_its_turn("a");
+        assert_eq!(names(&lanes), ["b", "c", "a"]);
+        assert!(lanes.next("a").is_some() && lanes.next("a").is_none());
+        assert_eq!(names(&lanes), ["b", "c"]);
     }
 }

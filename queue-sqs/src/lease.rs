@@ -36,8 +36,8 @@ impl Lease {
     /// The broker's clock started when it took the message from the queue: after the wait at the latest, and a little
     /// before the answer arrived. A tenth of the lease is allowed for that little.
     pub(crate) fn granted(receipt: String, bytes: usize, time: Duration, sent: Instant, wait: Duration) -> Self {
-        let began = Instant::now().min(sent + wait + MAX_MARGIN);
         let margin = (time / 10).min(MAX_MARGIN);
+        let began = Instant::now().min(sent + wait + margin);
         Self {
             receipt,
             bytes,
@@ -172,10 +172,13 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_lease_never_outlives_the_brokers() {
-        let sent = Instant::now();
-        tokio::time::advance(Duration::from_secs(24)).await;
-        // The answer was on its way for long: the wait was over 24 s before it arrived.
-        let lease = Lease::granted(String::new(), 0, Duration::from_secs(30), sent, Duration::ZERO);
-        assert!(lease.expires <= sent + Duration::from_secs(30));
+        for (time, wait) in [(30, 0), (30, 20), (6, 1), (2, 0), (2, 20), (1, 1)] {
+            let (time, wait) = (Duration::from_secs(time), Duration::from_secs(wait));
+            let sent = Instant::now();
+            // The answer was on its way for long: the wait was over 24 s before it arrived.
+            tokio::time::advance(wait + Duration::from_secs(24)).await;
+            let lease = Lease::granted(String::new(), 0, time, sent, wait);
+            assert!(lease.expires <= sent + wait + time, "{time:?} after {wait:?}");
+        }
     }
 }

@@ -82,7 +82,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     target = 1;
                     resume = Some(Instant::now() + pause);
                     pause = (pause * 2).min(PAUSE.1);
-                    if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized) {
+                    // Only what the broker said: credentials that cannot be had for a moment are not refused.
+                    let is_final = matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unauthorized);
+                    if is_final && error.context("code").is_some() {
                         refused += 1;
                     }
                     if refused >= FINAL {

@@ -128,7 +128,7 @@ impl SqsProducer {
             clients: core.clients.clone(),
             link: core.link.clone(),
             queues: core.queues.clone(),
-            trying: options.deadline.min(MAX_TRYING),
+            trying: options.deadline,
             max_requests: core.config.max_sends,
             max_message: capabilities.max_message_bytes,
             max_batch: AtomicUsize::new(max_batch),
@@ -204,7 +204,21 @@ impl Opened for Shared {
     }
 }
 
+/// Refuses a sender to FIFO queues that would try a message for so long that it could double.
+pub(crate) fn check_fifo(deadline: Duration) -> Result<()> {
+    if deadline <= MAX_TRYING {
+        return Ok(());
+    }
+    let why = "a message is sent to a FIFO queue for 4 minutes at most: its deduplication id holds for five";
+    Err(Error::unsupported(why).with_context("deadline", format!("{deadline:?}")))
+}
+
 impl Shared {
+    /// Whether a message may go to a FIFO queue.
+    pub(crate) fn check_fifo(&self) -> Result<()> {
+        check_fifo(self.trying)
+    }
+
     /// The queue that a message goes to.
     pub(crate) fn queue_of(&self, item: &Item) -> Result<Arc<str>> {
         match item.message.destination() {

@@ -43,7 +43,7 @@ pub(crate) async fn declare(queues: &Queues, topology: &Topology, create: bool) 
         if entry.group.is_some() {
             return Err(Error::unsupported("an SQS queue has no groups").with_context("address", name));
         }
-        let asked = asked(entry)?;
+        let wanted = asked(entry)?;
         let mut made = Made { keeps_long: graves.contains(name), dead_letter: None };
         if let Some(dead_letter) = &entry.dead_letter {
             let target = name_of(dead_letter)?;
@@ -54,12 +54,14 @@ pub(crate) async fn declare(queues: &Queues, topology: &Topology, create: bool) 
             // Most often an entry before this one.
             if !ready.contains(target) {
                 let grave = Made { keeps_long: true, dead_letter: None };
-                ensure(queues, target, create, &Native::default(), grave).await?;
+                // With what its own entry asks for, which comes later.
+                let own = entries.iter().find(|other| other.address == *dead_letter).map(asked).transpose()?;
+                ensure(queues, target, create, &own.unwrap_or_default(), grave).await?;
                 ready.insert(target);
             }
             made.dead_letter = Some((target, entry.max_deliveries));
         }
-        ensure(queues, name, create, &asked, made).await?;
+        ensure(queues, name, create, &wanted, made).await?;
         ready.insert(name);
     }
     Ok(())

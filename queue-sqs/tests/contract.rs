@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use queue_core::{
-    Client, Delivery, ErrorKind, HeaderValue, Message, Ordering, RESERVED_PREFIX, Receiver, Sender, dead_letter,
+    Answered, Client, Delivery, ErrorKind, HeaderValue, Message, Ordering, RESERVED_PREFIX, Receiver, Sender,
+    dead_letter,
 };
 use tokio::time::{Instant, timeout};
 
@@ -74,6 +75,66 @@ async fn a_request_has_one_message_of_a_group_and_ten_of_ten() -> Outcome {
     Ok(())
 }
 
+#[tokio::test]
+async fn what_cannot_be_sent_holds_up_no_other_queue() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    for queue in ["a.fifo", "b.fifo"] {
+        client.sender(queue).await?;
+    }
+    let sender = client.sender("orders").await?;
+    let refused = Message::new("x").delay(Duration::from_secs(1)).to("a.fifo".parse()?);
+    let (refused, taken) =
+        tokio::join!(sender.send(refused), timeout(SOON, sender.send(Message::new("y").to("b.fifo".parse()?))));
+    assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Unsupported));
+    taken.map_err(|_| "it was not sent")??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn fifo_and_standard_queues_of_a_sender_take_turns() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = Client::connect_with(&endpoint.url("&wait_time=1s&max_sends=1"), &[queue_sqs::DRIVER]).await?;
+    client.sender("replies").await?;
+    client.sender("other.fifo").await?;
+    let sender = client.sender("busy.fifo").await?;
+    let before = endpoint.counts();
+    let busy = tokio::spawn({
+        let sender = sender.clone();
+        async move { send_keyed(&sender, 100, 10).await }
+    });
+    let under_way = async {
+        while endpoint.counts().since(&before).of("SendMessageBatch") < 2 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, under_way).await.map_err(|_| "nothing is sent")?;
+    for to in ["replies", "other.fifo"] {
+        let sent = endpoint.counts();
+        timeout(SOON, sender.send(keyed(0, "x").to(to.parse()?))).await.map_err(|_| "it waits for ever")??;
+        let ahead = endpoint.counts().since(&sent).of("SendMessageBatch");
+        assert!(ahead <= 10, "{ahead} requests went before that to {to}");
+    }
+    busy.await??;
+    assert!(endpoint.counts().since(&before).of("SendMessageBatch") >= 100);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_sender_to_a_fifo_queue_gives_up_before_amazon_forgets_an_id() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    let long = Duration::from_secs(241);
+    let refused = client.sender("long.fifo").deadline(long).await.map(drop);
+    assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Unsupported));
+    client.sender("short.fifo").deadline(Duration::from_secs(240)).await?;
+    let sender = client.sender("long").deadline(long).await?;
+    sender.send("x").await?;
+    let refused = sender.send(Message::new("x").to("short.fifo".parse()?)).await;
+    assert_eq!(refused.err().map(|error| error.kind()), Some(ErrorKind::Unsupported));
+    Ok(())
+}
+
 /// Tries come at 0, 0.1, 0.3, 0.7 and 1.5 s, each pause cut by up to a half: seven within two seconds at most. Without
 /// pauses there are hundreds.
 #[tokio::test]
@@ -108,10 +169,10 @@ async fn an_answer_after_the_broker_let_go_is_a_lost_lease() -> Outcome {
         assert_eq!(extended.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
         let flushed = receiver.flush().await;
         assert_eq!(flushed.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
-        let acked = delivery.ack_confirmed().await;
-        // A standard queue says success to anybody who deletes.
-        let told = if queue == "late" { None } else { Some(ErrorKind::LeaseLost) };
-        assert_eq!(acked.err().map(|error| error.kind()), told, "{queue}");
+        // A standard queue says success to anybody who deletes, so it is not asked.
+        let deletes = endpoint.counts().of("DeleteMessageBatch");
+        assert_eq!(delivery.ack_confirmed().await?, Answered::LeaseLost, "{queue}");
+        assert_eq!(endpoint.counts().of("DeleteMessageBatch"), deletes, "{queue}");
         receiver.close(SOON).await;
     }
     Ok(())
@@ -139,6 +200,32 @@ async fn an_answer_that_is_refused_until_its_lease_ends_is_a_lost_lease() -> Out
         assert_eq!(acked.err().map(|error| error.kind()), Some(ErrorKind::LeaseLost), "{queue}");
         receiver.close(SOON).await;
     }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_extension_that_is_tried_again_does_not_undo_the_answer() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    client.sender("undone").await?.send("x").await?;
+    let mut receiver = client.receiver("undone").lease(Duration::from_secs(4)).discard_dead_letters().await?;
+    let delivery = next(&mut receiver).await?;
+    endpoint.set_faults(Faults { fail_entry: 1.0, ..Faults::default() });
+    let before = endpoint.counts();
+    while endpoint.counts().since(&before).of("ChangeMessageVisibilityBatch") < 2 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    endpoint.set_faults(Faults::default());
+    let before = endpoint.counts();
+    delivery.retry_after(Duration::from_secs(60));
+    receiver.flush().await?;
+    // The next try of the extension was due within this time.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(endpoint.counts().since(&before).of("ChangeMessageVisibilityBatch"), 1);
+    endpoint.pass(Duration::from_secs(10));
+    assert!(timeout(Duration::from_secs(3), receiver.receive()).await.is_err(), "it came early");
+    endpoint.pass(Duration::from_secs(50));
+    next(&mut receiver).await?.ack_confirmed().await?;
     Ok(())
 }
 

@@ -176,8 +176,9 @@ async fn run(queue: &'static str) -> Outcome {
     for (fault, least) in [("fail_entry", count / 40), ("lose", 1), ("throttle", 1)] {
         assert!(counts.fault(fault) >= least as u64, "{fault}: {}", counts.fault(fault));
     }
-    // A lost answer has a request of ten done once more at most; a duplicate is one.
-    let explained = counts.fault("duplicate") + 10 * counts.fault("lose");
+    // A lost answer has a request of ten done once more at most; a duplicate is one. A FIFO queue knows what it was sent
+    // twice: only what was not answered within its lease comes again, on a machine that is slow.
+    let explained = if fifo { count as u64 / 100 } else { counts.fault("duplicate") + 10 * counts.fault("lose") };
     assert!(processed.repeats as u64 <= explained, "{} repeats, {explained} at most", processed.repeats);
     let unprocessed: Vec<_> = endpoint.deleted(queue).into_iter().filter(|b| !processed.bodies.contains(b)).collect();
     assert!(unprocessed.is_empty(), "deleted and never processed: {unprocessed:?}");

@@ -16,7 +16,7 @@ fn main() {
         attributes_of_each_type_arrive_with_their_types,
         a_body_that_is_marked_as_base64_and_is_none_makes_a_dead_letter_of_itself,
         groups_and_deduplication_ids_arrive_as_keys_and_ids,
-        a_message_that_boto3_delays_is_never_early,
+        a_message_that_boto3_delays_arrives,
         bodies_reach_boto3_as_text_or_marked,
         headers_reach_boto3_with_their_types,
         more_than_ten_headers_reach_boto3_by_the_note,

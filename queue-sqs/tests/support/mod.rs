@@ -24,7 +24,7 @@ pub type Outcome = Result<(), Failure>;
 /// One test.
 pub type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = Outcome> + Send>>);
 
-/// Runs the cases; each has two minutes.
+/// Runs the cases; each has five minutes.
 pub fn main(cases: &[Case]) {
     let missing = std::env::var(URL).is_err();
     if missing {
