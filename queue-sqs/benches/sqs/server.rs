@@ -1,7 +1,7 @@
 //! The endpoint in a process of its own, so that its work is not counted.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 
 use crate::endpoint::Endpoint;
 
@@ -24,6 +24,8 @@ pub(crate) async fn serve() {
 pub(crate) struct Server {
     pub(crate) url: String,
     child: Child,
+    /// Stays open: the endpoint may say more.
+    _said: BufReader<ChildStdout>,
 }
 
 impl Server {
@@ -34,10 +36,10 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .expect("this program starts");
-        let mut url = String::new();
-        let output = child.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut url).expect("the endpoint tells its URL");
-        Self { url: url.trim().to_owned(), child }
+        // The endpoint says other things, too.
+        let mut said = BufReader::new(child.stdout.take().expect("it is piped"));
+        let told = said.by_ref().lines().map_while(Result::ok).find(|line| line.starts_with("sqs://"));
+        Self { url: told.expect("the endpoint tells its URL"), child, _said: said }
     }
 }
 
