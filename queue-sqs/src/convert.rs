@@ -52,8 +52,8 @@ pub(crate) struct Encoded {
     pub(crate) size: usize,
 }
 
-/// Makes the entry of a message. A message for a FIFO queue has an id.
-pub(crate) fn encode(message: &Message, fifo: bool, entry_id: usize) -> Result<Encoded> {
+/// Makes the entry of a message, without its id within the request. A message for a FIFO queue has an id of its own.
+pub(crate) fn encode(message: &Message, fifo: bool) -> Result<Encoded> {
     if message.get_ttl().is_some() {
         return Err(Error::unsupported("SQS has no time to live per message"));
     }
@@ -81,7 +81,7 @@ pub(crate) fn encode(message: &Message, fifo: bool, entry_id: usize) -> Result<E
         attach(wire::HEADER, string(STRING, note)?, bytes);
     }
     let mut entry = SendMessageBatchRequestEntry::builder()
-        .id(entry_id.to_string())
+        .id(String::new())
         .message_body(body)
         .set_message_attributes((!attributes.is_empty()).then_some(attributes))
         .set_message_group_id(group)
@@ -110,9 +110,14 @@ pub(crate) fn whole_seconds(duration: Duration) -> i32 {
 fn encode_body(payload: &Bytes) -> (String, Option<&'static str>) {
     match std::str::from_utf8(payload) {
         Ok("") => (EMPTY_BODY.to_owned(), Some(IS_EMPTY)),
-        Ok(text) if text.chars().all(is_legal) => (text.to_owned(), None),
+        Ok(text) if is_plain(payload) || text.chars().all(is_legal) => (text.to_owned(), None),
         _ => (BASE64.encode(payload), Some(IS_BASE64)),
     }
+}
+
+/// Whether all are characters of ASCII that can be seen, or blanks: known without taking the characters one by one.
+fn is_plain(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |plain, byte| plain & matches!(byte, b' '..=b'~'))
 }
 
 /// The characters of XML 1.0, which are all that a body or an attribute may hold.

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
+use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use queue_core::{Error, ErrorKind, Outcome, Receipt, Result};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
@@ -35,7 +36,10 @@ struct Ready {
 /// One request, ready to go.
 struct Request {
     name: Arc<str>,
-    entries: Vec<Ready>,
+    /// With their message groups on FIFO queues.
+    items: Vec<(Option<Group>, Item)>,
+    /// The same, as the SDK takes them.
+    entries: Vec<SendMessageBatchRequestEntry>,
     bytes: usize,
 }
 
@@ -157,7 +161,7 @@ impl Driver {
                 false => self.cut().or_else(|| self.cut_lanes(now)),
             };
             let Some(request) = request else { return };
-            let groups: Vec<_> = request.entries.iter().filter_map(|ready| ready.group.clone()).collect();
+            let groups: Vec<_> = request.items.iter().filter_map(|(group, _)| group.clone()).collect();
             let name = request.name.clone();
             let id = self.requests.spawn(request.send(self.shared.clone())).id();
             if !groups.is_empty() {
@@ -307,7 +311,7 @@ impl Driver {
             let message = std::mem::take(&mut item.message);
             item.message = message.id(Uuid::now_v7().simple().to_string());
         }
-        let encoded = convert::encode(&item.message, fifo, 0)?;
+        let encoded = convert::encode(&item.message, fifo)?;
         if encoded.size > self.shared.max_message {
             return Err(Error::new(ErrorKind::TooLarge, "the message is larger than the queue takes")
                 .with_context("limit", self.shared.max_message)
@@ -326,24 +330,19 @@ fn pause(failures: u32) -> Duration {
 
 impl Request {
     fn new(name: Arc<str>) -> Self {
-        Self { name, entries: Vec::with_capacity(MAX_ENTRIES), bytes: 0 }
+        Self { name, items: Vec::with_capacity(MAX_ENTRIES), entries: Vec::with_capacity(MAX_ENTRIES), bytes: 0 }
     }
 
     fn push(&mut self, ready: Ready) {
-        self.bytes += ready.encoded.size;
-        self.entries.push(ready);
+        let Ready { item, encoded: Encoded { mut entry, size }, group } = ready;
+        entry.id = self.entries.len().to_string();
+        self.bytes += size;
+        self.entries.push(entry);
+        self.items.push((group, item));
     }
 
     async fn send(self, shared: Arc<Shared>) -> Again {
-        let Self { name, entries, bytes } = self;
-        let mut items = Vec::with_capacity(entries.len());
-        let mut natives = Vec::with_capacity(entries.len());
-        for (index, ready) in entries.into_iter().enumerate() {
-            let mut native = ready.encoded.entry;
-            native.id = index.to_string();
-            natives.push(native);
-            items.push((ready.group, ready.item));
-        }
+        let Self { name, items, entries, bytes } = self;
         if shared.link.is_down() {
             return failed(&shared, items, &shared.link.away().with_operation("send"));
         }
@@ -351,7 +350,7 @@ impl Request {
             Ok(url) => url,
             Err(error) => return failed(&shared, items, &error.with_operation("send").with_outcome(Outcome::NotSent)),
         };
-        let result = shared.clients.once.send_message_batch().queue_url(&*url).set_entries(Some(natives)).send().await;
+        let result = shared.clients.once.send_message_batch().queue_url(&*url).set_entries(Some(entries)).send().await;
         match shared.link.note("send", Words::Hidden, result) {
             Ok(output) => answered(items, output),
             Err(error) if error.kind() == ErrorKind::TooLarge && items.len() > 1 => {
