@@ -283,6 +283,38 @@ pub(crate) const SYSTEM: [System; 7] = [
     System::AwsTraceHeader,
 ];
 
+/// What the broker tells beside the message.
+#[derive(Default)]
+struct Told {
+    receives: Option<String>,
+    sent: Option<String>,
+    group: Option<String>,
+    duplicate_of: Option<String>,
+    sequence: Option<String>,
+    source: Option<String>,
+    trace: Option<String>,
+}
+
+impl Told {
+    fn of(attributes: Option<HashMap<System, String>>) -> Self {
+        let mut told = Self::default();
+        for (name, value) in attributes.into_iter().flatten() {
+            let place = match name {
+                System::ApproximateReceiveCount => &mut told.receives,
+                System::SentTimestamp => &mut told.sent,
+                System::MessageGroupId => &mut told.group,
+                System::MessageDeduplicationId => &mut told.duplicate_of,
+                System::SequenceNumber => &mut told.sequence,
+                System::DeadLetterQueueSourceArn => &mut told.source,
+                System::AwsTraceHeader => &mut told.trace,
+                _ => continue,
+            };
+            *place = Some(value);
+        }
+        told
+    }
+}
+
 /// A message as it arrived.
 #[derive(Debug)]
 pub(crate) struct Decoded {
@@ -296,28 +328,29 @@ pub(crate) struct Decoded {
 /// Reads what arrived; `None` without a receipt handle, which no message lacks.
 pub(crate) fn decode(native: Native, fifo: bool) -> Option<Decoded> {
     let Native { message_id, receipt_handle, body, attributes, message_attributes, .. } = native;
-    let mut system = attributes.unwrap_or_default();
-    let attempt = system.get(&System::ApproximateReceiveCount).and_then(|n| n.parse().ok()).unwrap_or(1);
-    let sequence = system.get(&System::SequenceNumber).and_then(|n| n.parse().ok());
-    let sent = system.get(&System::SentTimestamp).and_then(|n| n.parse().ok()).map(Duration::from_millis);
-    let group = system.get(&System::MessageGroupId).cloned();
-    let duplicate_of = system.get(&System::MessageDeduplicationId).cloned();
+    let told = Told::of(attributes);
+    let attempt = told.receives.and_then(|n| n.parse().ok()).unwrap_or(1);
+    let sequence = told.sequence.as_ref().and_then(|n| n.parse().ok());
+    let sent = told.sent.and_then(|n| n.parse().ok()).map(Duration::from_millis);
 
-    let mut attributes = message_attributes.unwrap_or_default();
-    let encoding = attributes.remove(ENCODING).and_then(|v| v.string_value);
-    let note = attributes.remove(wire::HEADER).and_then(|v| v.string_value);
-    let mut headers: Vec<(Text, HeaderValue)> =
-        attributes.into_iter().map(|(name, value)| (Text::from(name), header_value(value))).collect();
+    let (mut encoding, mut note, mut headers) = (None, None, Vec::new());
+    for (name, value) in message_attributes.into_iter().flatten() {
+        match &*name {
+            ENCODING => encoding = value.string_value,
+            wire::HEADER => note = value.string_value,
+            _ => headers.push((Text::from(name), header_value(value))),
+        }
+    }
     headers.sort_unstable_by(|a, b| a.0.cmp(&b.0));
 
     let message = decode_body(body.unwrap_or_default(), encoding.as_deref()).map(|payload| {
         let mut message = Message::new(payload);
         if fifo {
             // Before the note, which knows better.
-            if let Some(group) = group.filter(|g| g != NO_KEY && !g.starts_with(HASHED)) {
+            if let Some(group) = told.group.clone().filter(|g| g != NO_KEY && !g.starts_with(HASHED)) {
                 message = message.key(group);
             }
-            if let Some(id) = duplicate_of.filter(|id| !id.starts_with(HASHED)) {
+            if let Some(id) = told.duplicate_of.filter(|id| !id.starts_with(HASHED)) {
                 message = message.id(id);
             }
         }
@@ -329,13 +362,13 @@ pub(crate) fn decode(native: Native, fifo: bool) -> Option<Decoded> {
         if let Some(id) = message_id {
             own.append(MESSAGE_ID, id);
         }
-        for (name, label) in [
-            (System::MessageGroupId, "MessageGroupId"),
-            (System::SequenceNumber, "SequenceNumber"),
-            (System::DeadLetterQueueSourceArn, "DeadLetterQueueSourceArn"),
-            (System::AwsTraceHeader, "AWSTraceHeader"),
+        for (label, value) in [
+            ("MessageGroupId", told.group),
+            ("SequenceNumber", told.sequence),
+            ("DeadLetterQueueSourceArn", told.source),
+            ("AWSTraceHeader", told.trace),
         ] {
-            if let Some(value) = system.remove(&name) {
+            if let Some(value) = value {
                 own.append(label, value);
             }
         }

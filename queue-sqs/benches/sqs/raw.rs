@@ -2,7 +2,9 @@
 
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
-use aws_sdk_sqs::types::{DeleteMessageBatchRequestEntry, SendMessageBatchRequestEntry};
+use aws_sdk_sqs::types::{
+    DeleteMessageBatchRequestEntry, MessageSystemAttributeName as System, SendMessageBatchRequestEntry,
+};
 use futures::stream::{FuturesUnordered, StreamExt};
 use queue_core::Endpoint;
 
@@ -89,10 +91,17 @@ async fn receive(client: &Client, url: &str, count: usize) -> usize {
     let (mut left, mut bytes) = (count, 0);
     while left > 0 {
         let most = i32::try_from(left.min(ENTRIES)).unwrap();
+        // What a handler has to know of a message: its headers, how often it came, and since when it waits.
         let request = client.receive_message().queue_url(url).max_number_of_messages(most).wait_time_seconds(20);
+        let request = request.message_attribute_names("All");
+        let request = request.message_system_attribute_names(System::ApproximateReceiveCount);
+        let request = request.message_system_attribute_names(System::SentTimestamp);
         let messages = request.send().await.unwrap().messages.unwrap_or_default();
         left -= messages.len();
         let entries = messages.into_iter().enumerate().map(|(id, message)| {
+            let told = message.attributes.unwrap_or_default();
+            let number = |name: System| told.get(&name).and_then(|text| text.parse::<u64>().ok());
+            std::hint::black_box((number(System::ApproximateReceiveCount), number(System::SentTimestamp)));
             bytes += std::hint::black_box(message.body.unwrap()).len();
             let entry = DeleteMessageBatchRequestEntry::builder().id(id.to_string());
             entry.receipt_handle(message.receipt_handle.unwrap()).build().unwrap()
