@@ -299,3 +299,25 @@ async fn opening_takes_the_requests_that_the_page_names() -> Outcome {
     assert_eq!(taken(), ["ListQueues", "GetQueueUrl", "GetQueueUrl", "GetQueueAttributes"]);
     Ok(())
 }
+
+#[tokio::test]
+async fn an_account_that_is_named_is_the_one_that_is_looked_in() -> Outcome {
+    let answer: Answer = |operation, body| match operation {
+        "GetQueueUrl" if !body.contains(r#""QueueOwnerAWSAccountId":"123456789012""#) => {
+            (400, r#"{"__type":"com.amazonaws.sqs#QueueDoesNotExist","message":"no such queue"}"#)
+        }
+        other => usual(other),
+    };
+    let url = endpoint(answer).await?;
+    for (options, address, found) in [
+        ("", "arn:aws:sqs:us-east-1:123456789012:orders", true),
+        ("&account=123456789012", "orders", true),
+        ("", "orders", false),
+    ] {
+        let broker = connect_to(&format!("{url}{options}"), Events::new()).await?;
+        let opened = broker.producer(&address.parse()?, &ProducerOptions::default()).await;
+        let expected = if found { None } else { Some(ErrorKind::NotFound) };
+        assert_eq!(opened.err().map(|error| error.kind()), expected, "{options} {address}");
+    }
+    Ok(())
+}
