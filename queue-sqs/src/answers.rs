@@ -256,9 +256,7 @@ struct Outcomes {
 
 async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
     let started = Instant::now();
-    // Amazon tells success to a delete with an old receipt, so one that is known to be old is not asked about.
-    let (batch, late): (Vec<_>, Vec<_>) = batch.into_iter().partition(|answer| answer.ends > started);
-    let (batch, over) = shared.state.lock().split_over(batch);
+    let (batch, over) = shared.state.lock().part(batch, started);
     let (operation, result) = match batch.first().map(|a| a.verb) {
         None => ("settle", Ok(Outcomes::default())),
         Some(Verb::Delete) => ("ack", delete(&shared, &batch).await),
@@ -278,19 +276,16 @@ async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
         }
         Err(error) => outcomes.resize_with(batch.len(), || Some(Err(error.clone()))),
     }
+    let ended = Instant::now();
     let mut events = Vec::new();
     {
         let mut state = shared.state.lock();
         for (answer, outcome) in batch.into_iter().zip(outcomes) {
             let outcome = outcome.unwrap_or_else(|| Err(error::unmentioned(operation)));
-            events.extend(state.settled(answer, outcome, started));
+            events.extend(state.settled(answer, outcome, started, ended));
         }
-        for answer in over {
-            events.extend(state.settled(answer, Ok(()), started));
-        }
-        for answer in late {
-            let outcome = Err(answer.lost());
-            events.extend(state.settled(answer, outcome, started));
+        for (answer, outcome) in over {
+            events.extend(state.settled(answer, outcome, started, ended));
         }
     }
     shared.settled.notify_waiters();
@@ -333,17 +328,35 @@ fn incomplete() -> Error {
 }
 
 impl crate::consumer::State {
-    /// Parts those that are over: extensions of messages that were answered meanwhile, which would change the answer.
-    fn split_over(&mut self, batch: Vec<Outgoing>) -> (Vec<Outgoing>, Vec<Outgoing>) {
-        let is_extension = |answer: &Outgoing| matches!(answer.verb, Verb::Extend(_));
-        batch.into_iter().partition(|answer| !is_extension(answer) || self.leases.get(answer.token).is_some())
+    /// Parts answers that the broker is not asked about, which have an outcome already.
+    fn part(&mut self, batch: Vec<Outgoing>, now: Instant) -> (Vec<Outgoing>, Vec<(Outgoing, Result<()>)>) {
+        let (mut asked, mut over) = (Vec::with_capacity(batch.len()), Vec::new());
+        for answer in batch {
+            if answer.ends <= now {
+                // Amazon tells success to a delete with an old receipt.
+                let lost = Err(answer.lost());
+                over.push((answer, lost));
+            } else if matches!(answer.verb, Verb::Extend(_)) && self.leases.get(answer.token).is_none() {
+                // The message was answered meanwhile, which an extension would undo.
+                over.push((answer, Ok(())));
+            } else {
+                asked.push(answer);
+            }
+        }
+        (asked, over)
     }
 
-    /// Takes the outcome of an answer; the error is an event's.
-    fn settled(&mut self, mut answer: Outgoing, outcome: Result<()>, started: Instant) -> Option<Error> {
+    /// Takes the outcome of an answer that came at `ended` to a request of `started`; the error is an event's.
+    fn settled(
+        &mut self,
+        mut answer: Outgoing,
+        outcome: Result<()>,
+        started: Instant,
+        ended: Instant,
+    ) -> Option<Error> {
         self.outbox.busy.remove(&answer.token);
         let is_extension = matches!(answer.verb, Verb::Extend(_));
-        let in_time = Instant::now() < answer.ends;
+        let in_time = ended < answer.ends;
         let outcome = match outcome {
             // Amazon tells success to a delete with an old receipt, and when it took this one is not known.
             Ok(()) if answer.verb == Verb::Delete && !in_time => {
@@ -352,12 +365,12 @@ impl crate::consumer::State {
             }
             // The try before was taken after all: the receipt was good until then. That of an extension still is.
             Err(error) if error.kind() == ErrorKind::LeaseLost && answer.unsure && !is_extension && in_time => Ok(()),
-            Err(error) if error.is_retryable() && self.closed.is_none_or(|end| Instant::now() < end) => {
+            Err(error) if error.is_retryable() && self.closed.is_none_or(|end| ended < end) => {
                 answer.unsure |= error.outcome() == Outcome::Unknown;
                 let pause = PAUSE.0.saturating_mul(1 << answer.tries.min(16)).min(PAUSE.1);
                 answer.tries += 1;
                 // At the end of the lease at the latest: it is over then.
-                answer.due = (Instant::now() + pause).min(answer.ends);
+                answer.due = (ended + pause).min(answer.ends);
                 self.outbox.later.push(answer);
                 return None;
             }
@@ -375,13 +388,11 @@ impl crate::consumer::State {
             (Ok(()), _) => {}
             // An extension that came too late for a message that was answered meanwhile is nobody's loss.
             (Err(_), Verb::Extend(_)) if self.leases.get(answer.token).is_none() => {}
-            // The message may be another receiver's: Amazon would tell success to an ack of it.
-            (Err(error), Verb::Extend(_)) if error.kind() == ErrorKind::LeaseLost => {
-                drop(self.leases.take(answer.token));
-                self.outbox.refused.get_or_insert_with(|| error.clone());
-                event = Some(error.clone());
-            }
             (Err(error), _) => {
+                if is_extension && error.kind() == ErrorKind::LeaseLost {
+                    // The message may be another receiver's: Amazon would tell success to an ack of it.
+                    drop(self.leases.take(answer.token));
+                }
                 self.outbox.refused.get_or_insert_with(|| error.clone());
                 event = Some(error.clone());
             }

@@ -16,7 +16,6 @@ use crate::convert::{self, Encoded};
 use crate::error::{self, Words};
 use crate::lanes::{Group, Lanes};
 use crate::producer::{Item, Shared};
-use crate::queues;
 
 /// The most entries of one request.
 pub(crate) const MAX_ENTRIES: usize = 10;
@@ -29,8 +28,6 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 struct Ready {
     item: Item,
     encoded: Encoded,
-    /// Its message group on a FIFO queue.
-    group: Option<Group>,
 }
 
 /// One request, ready to go.
@@ -76,7 +73,7 @@ pub(crate) struct Driver {
     /// For standard queues, in order.
     waiting: VecDeque<Item>,
     /// The first that did not fit into the request before.
-    carried: Option<(Ready, Arc<str>)>,
+    carried: Option<Ready>,
     /// For FIFO queues.
     lanes: Lanes<Item>,
     requests: JoinSet<Again>,
@@ -138,7 +135,7 @@ impl Driver {
     /// Gives up: what was not sent is handed back, what is under way is unknown.
     fn abandon(mut self) {
         let items = std::mem::take(&mut self.shared.inbox.lock().items);
-        let carried = self.carried.take().map(|(ready, _)| ready.item);
+        let carried = self.carried.take().map(|ready| ready.item);
         for item in carried.into_iter().chain(self.waiting.drain(..)).chain(self.lanes.drain()).chain(items) {
             item.fail(Error::closed("sender"));
         }
@@ -157,8 +154,8 @@ impl Driver {
         while self.requests.len() < self.shared.max_requests {
             self.fifo_first = !self.fifo_first;
             let request = match self.fifo_first {
-                true => self.cut_lanes(now).or_else(|| self.cut()),
-                false => self.cut().or_else(|| self.cut_lanes(now)),
+                true => self.cut_lanes(now).or_else(|| self.cut(now)),
+                false => self.cut(now).or_else(|| self.cut_lanes(now)),
             };
             let Some(request) = request else { return };
             let groups: Vec<_> = request.items.iter().filter_map(|(group, _)| group.clone()).collect();
@@ -200,13 +197,13 @@ impl Driver {
     /// Sorts what was given: by message group for FIFO queues.
     fn take_in(&mut self) {
         let items = std::mem::take(&mut self.shared.inbox.lock().items);
-        for item in items {
-            match self.shared.queue_of(&item) {
-                Ok(queue) if queues::is_fifo(&queue) => {
+        for mut item in items {
+            match self.shared.direct(&mut item) {
+                Ok(true) => {
                     let id = convert::message_group(&item.message).into();
-                    self.lanes.push(Group { queue, id }, item);
+                    self.lanes.push(Group { queue: item.queue.clone(), id }, item);
                 }
-                Ok(_) => self.waiting.push_back(item),
+                Ok(false) => self.waiting.push_back(item),
                 Err(error) => item.fail(error.with_operation("send")),
             }
         }
@@ -224,7 +221,7 @@ impl Driver {
                 self.held = Some(self.held.map_or(until, |held| held.min(until)));
                 continue;
             }
-            let request = self.cut_lane(name);
+            let request = self.cut_lane(name, now);
             self.lanes.had_its_turn(&request.name);
             // All that was ready may have failed before the network.
             if !request.entries.is_empty() {
@@ -239,12 +236,12 @@ impl Driver {
         self.busy.values().filter(|under_way| under_way.name == *name).map(|under_way| under_way.since + HOLD).max()
     }
 
-    fn cut_lane(&mut self, name: Arc<str>) -> Request {
+    fn cut_lane(&mut self, name: Arc<str>, now: Instant) -> Request {
         let limit = self.shared.max_batch.load(Ordering::Relaxed);
         let mut request = Request::new(name);
         while request.entries.len() < MAX_ENTRIES {
             let Some((group, item)) = self.lanes.next(&request.name) else { break };
-            let Some((mut ready, _)) = self.encode(item) else {
+            let Some(ready) = self.encode(item, true, now) else {
                 self.lanes.done(group);
                 continue;
             };
@@ -252,47 +249,46 @@ impl Driver {
                 self.lanes.again(group, ready.item, None);
                 break;
             }
-            ready.group = Some(group);
-            request.push(ready);
+            request.push(ready, Some(group));
         }
         request
     }
 
     /// Makes the next request for a standard queue. Messages that cannot be sent fail alone, before the network.
-    fn cut(&mut self) -> Option<Request> {
+    fn cut(&mut self, now: Instant) -> Option<Request> {
         let limit = self.shared.max_batch.load(Ordering::Relaxed);
         let mut request: Option<Request> = None;
         loop {
-            let (ready, name) = match self.carried.take() {
+            let ready = match self.carried.take() {
                 Some(carried) => carried,
                 None => {
                     let Some(item) = self.waiting.pop_front() else { return request };
-                    match self.encode(item) {
+                    match self.encode(item, false, now) {
                         Some(ready) => ready,
                         None => continue,
                     }
                 }
             };
-            let current = request.get_or_insert_with(|| Request::new(name.clone()));
+            let current = request.get_or_insert_with(|| Request::new(ready.item.queue.clone()));
             let fits = current.entries.is_empty()
-                || (current.name == name
+                || (current.name == ready.item.queue
                     && current.entries.len() < MAX_ENTRIES
                     && current.bytes + ready.encoded.size <= limit);
             if !fits {
-                self.carried = Some((ready, name));
+                self.carried = Some(ready);
                 return request;
             }
-            current.push(ready);
+            current.push(ready, None);
         }
     }
 
-    fn encode(&self, mut item: Item) -> Option<(Ready, Arc<str>)> {
-        if item.expires <= Instant::now() {
+    fn encode(&self, mut item: Item, fifo: bool, now: Instant) -> Option<Ready> {
+        if item.expires <= now {
             item.fail(Error::new(ErrorKind::Timeout, "the message was not sent in time").with_operation("send"));
             return None;
         }
-        match self.try_encode(&mut item) {
-            Ok((encoded, name)) => Some((Ready { item, encoded, group: None }, name)),
+        match self.try_encode(&mut item, fifo) {
+            Ok(encoded) => Some(Ready { item, encoded }),
             Err(error) => {
                 item.fail(error.with_operation("send"));
                 None
@@ -300,12 +296,7 @@ impl Driver {
         }
     }
 
-    fn try_encode(&self, item: &mut Item) -> Result<(Encoded, Arc<str>)> {
-        let name = self.shared.queue_of(item)?;
-        let fifo = queues::is_fifo(&name);
-        if fifo {
-            self.shared.check_fifo()?;
-        }
+    fn try_encode(&self, item: &mut Item, fifo: bool) -> Result<Encoded> {
         if fifo && item.message.get_id().is_none() {
             // In the message, so that every later try has the same.
             let message = std::mem::take(&mut item.message);
@@ -317,7 +308,7 @@ impl Driver {
                 .with_context("limit", self.shared.max_message)
                 .with_context("actual", encoded.size));
         }
-        Ok((encoded, name))
+        Ok(encoded)
     }
 }
 
@@ -333,8 +324,9 @@ impl Request {
         Self { name, items: Vec::with_capacity(MAX_ENTRIES), entries: Vec::with_capacity(MAX_ENTRIES), bytes: 0 }
     }
 
-    fn push(&mut self, ready: Ready) {
-        let Ready { item, encoded: Encoded { mut entry, size }, group } = ready;
+    /// Adds a message, with its message group on a FIFO queue.
+    fn push(&mut self, ready: Ready, group: Option<Group>) {
+        let Ready { item, encoded: Encoded { mut entry, size } } = ready;
         entry.id = self.entries.len().to_string();
         self.bytes += size;
         self.entries.push(entry);

@@ -36,7 +36,8 @@ pub(crate) struct Shared {
     pub(crate) clients: Clients,
     pub(crate) link: Arc<Link>,
     pub(crate) queues: Arc<Queues>,
-    trying: Duration,
+    fifo: bool,
+    deadline: Duration,
     pub(crate) max_requests: usize,
     pub(crate) max_message: usize,
     /// Most bytes of a request; less once the broker found one too long.
@@ -63,6 +64,8 @@ pub(crate) struct Open {
 
 /// A message on its way.
 pub(crate) struct Item {
+    /// Where it goes.
+    pub(crate) queue: Arc<str>,
     pub(crate) message: Message,
     pub(crate) verdict: Verdict,
     pub(crate) expires: Instant,
@@ -128,7 +131,8 @@ impl SqsProducer {
             clients: core.clients.clone(),
             link: core.link.clone(),
             queues: core.queues.clone(),
-            trying: options.deadline,
+            fifo: queues::is_fifo(name),
+            deadline: options.deadline,
             max_requests: core.config.max_sends,
             max_message: capabilities.max_message_bytes,
             max_batch: AtomicUsize::new(max_batch),
@@ -151,7 +155,7 @@ impl Producer for SqsProducer {
     }
 
     fn send(&self, batch: Vec<Message>, done: Completion) {
-        let expires = Instant::now() + self.shared.trying;
+        let expires = Instant::now() + self.shared.deadline;
         let mut inbox = self.shared.inbox.lock();
         if inbox.closed {
             drop(inbox);
@@ -162,7 +166,7 @@ impl Producer for SqsProducer {
         let done = Arc::new(done);
         inbox.items.extend(batch.into_iter().enumerate().map(|(index, message)| {
             let verdict = Verdict { done: done.clone(), index, given: false, shared: self.shared.clone() };
-            Item { message, verdict, expires, unsure: false, tries: 0 }
+            Item { queue: self.shared.name.clone(), message, verdict, expires, unsure: false, tries: 0 }
         }));
         drop(inbox);
         self.shared.wake.notify_one();
@@ -214,17 +218,18 @@ pub(crate) fn check_fifo(deadline: Duration) -> Result<()> {
 }
 
 impl Shared {
-    /// Whether a message may go to a FIFO queue.
-    pub(crate) fn check_fifo(&self) -> Result<()> {
-        check_fifo(self.trying)
-    }
-
-    /// The queue that a message goes to.
-    pub(crate) fn queue_of(&self, item: &Item) -> Result<Arc<str>> {
-        match item.message.destination() {
-            Some(to) if to.is_topic() || to.name() != &*self.name => Ok(queues::name_of(to)?.into()),
-            _ => Ok(self.name.clone()),
+    /// Finds out where a message goes, which is not where the sender does when it says so itself; whether that is a FIFO
+    /// queue.
+    pub(crate) fn direct(&self, item: &mut Item) -> Result<bool> {
+        let Some(to) = item.message.destination().filter(|to| to.is_topic() || to.name() != &*self.name) else {
+            return Ok(self.fifo);
+        };
+        item.queue = queues::name_of(to)?.into();
+        let fifo = queues::is_fifo(&item.queue);
+        if fifo {
+            check_fifo(self.deadline)?;
         }
+        Ok(fifo)
     }
 
     /// Waits until every message has a verdict.

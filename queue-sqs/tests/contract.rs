@@ -2,12 +2,18 @@
 //! before another try, answers that come too late, copies that are no repetitions.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::time::{Duration, SystemTime};
 
+use aws_credential_types::provider::error::CredentialsError;
+use aws_credential_types::provider::future::ProvideCredentials as Provided;
+use aws_sdk_sqs::config::{Credentials, ProvideCredentials};
 use queue_core::{
-    Answered, Client, Delivery, ErrorKind, HeaderValue, Message, Ordering, RESERVED_PREFIX, Receiver, Sender,
-    dead_letter,
+    Answered, Client, Declare, Delivery, Entry, ErrorKind, HeaderValue, Message, Ordering, Outcome as Fate,
+    RESERVED_PREFIX, Receiver, Sender, Topology, dead_letter,
 };
+use queue_sqs::SqsBroker;
 use tokio::time::{Instant, timeout};
 
 mod endpoint;
@@ -226,6 +232,88 @@ async fn an_extension_that_is_tried_again_does_not_undo_the_answer() -> Outcome 
     assert!(timeout(Duration::from_secs(3), receiver.receive()).await.is_err(), "it came early");
     endpoint.pass(Duration::from_secs(50));
     next(&mut receiver).await?.ack_confirmed().await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_delete_that_is_confirmed_after_the_lease_is_not_told_as_taken() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    client.sender("slow").await?.send("x").await?;
+    let mut receiver = client.receiver("slow").lease(LEASE).discard_dead_letters().await?;
+    let delivery = next(&mut receiver).await?;
+    endpoint.set_faults(Faults { delay: 1.0, late_by: LEASE, ..Faults::default() });
+    let acked = delivery.ack_confirmed().await;
+    let told = acked.err().map(|error| (error.kind(), error.outcome()));
+    assert_eq!(told, Some((ErrorKind::LeaseLost, Fate::Unknown)));
+    Ok(())
+}
+
+/// Credentials that cannot be had while the switch is off. They are asked for at each request, because they expire at once.
+#[derive(Debug)]
+struct Switched(Arc<AtomicBool>);
+
+impl ProvideCredentials for Switched {
+    fn provide_credentials<'a>(&'a self) -> Provided<'a>
+    where
+        Self: 'a,
+    {
+        Provided::ready(match self.0.load(Atomic::Relaxed) {
+            true => Ok(Credentials::new("test", "test", None, Some(SystemTime::now()), "test")),
+            false => Err(CredentialsError::not_loaded("it is off")),
+        })
+    }
+}
+
+#[tokio::test]
+async fn credentials_that_cannot_be_had_for_a_moment_end_no_receiver() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let on = Arc::new(AtomicBool::new(true));
+    let config = endpoint.client().config().to_builder().credentials_provider(Switched(on.clone())).build();
+    let broker = SqsBroker::from_client(aws_sdk_sqs::Client::from_conf(config));
+    let client = Client::from_broker(Arc::new(broker));
+    let sender = client.sender("switched").await?;
+    let mut receiver = client.receiver("switched").discard_dead_letters().await?;
+    sender.send("before").await?;
+    next(&mut receiver).await?.ack_confirmed().await?;
+    on.store(false, Atomic::Relaxed);
+    // Ends the poll that is under way; the next ones fail, more often than refusals end a receiver.
+    endpoint.pass(Duration::from_secs(20));
+    let sending = tokio::spawn(async move { sender.send("behind").await });
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!sending.is_finished(), "{:?}", sending.await);
+    on.store(true, Atomic::Relaxed);
+    timeout(SOON, sending).await.map_err(|_| "it was not tried again")???;
+    assert_eq!(next(&mut receiver).await?.text(), Some("behind"));
+    Ok(())
+}
+
+#[tokio::test]
+async fn options_are_read_where_nothing_is_made() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    client.sender("orders").await?;
+    let (name, value) = ("VisibilityTimout", "30");
+    let sender = client.sender("orders").declare(Declare::Assume).native(name, value).await.map(drop);
+    let receiver = client.receiver("orders").declare(Declare::Assume).native(name, value).await.map(drop);
+    for opened in [sender, receiver] {
+        let error = opened.err().ok_or("it was opened")?;
+        assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some(name)), "{error}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn dead_letters_with_an_entry_of_their_own_are_made_by_it() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    let mut orders = Entry::new("orders".parse()?);
+    let mut dead = Entry::new("orders-dlq".parse()?);
+    orders.dead_letter = Some(dead.address.clone());
+    dead.retention = Some(Duration::from_secs(86_400));
+    let topology = Topology::from_iter([orders, dead]);
+    client.broker().declare(&topology).await?;
+    client.broker().declare(&topology).await?;
     Ok(())
 }
 

@@ -36,7 +36,7 @@ const FAULTS: Faults = Faults {
     duplicate: 0.01,
     reorder: 0.0,
     delay: 0.0,
-    longest_delay: Duration::ZERO,
+    late_by: Duration::ZERO,
     expire: 0.0,
 };
 

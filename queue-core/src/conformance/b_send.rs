@@ -281,7 +281,10 @@ async fn fifty_concurrent_senders_lose_and_double_nothing(ctx: Ctx) -> CaseResul
             let sender = sender.clone();
             tokio::spawn(async move {
                 for i in 0..EACH {
-                    sender.send(message(task * EACH + i).key(format!("sender {task}"))).await?;
+                    let message = message(task * EACH + i);
+                    // Most have a key: what has none is one group to a FIFO queue, and takes its turns one by one.
+                    let keyless = task % 10 == 0;
+                    sender.send(if keyless { message } else { message.key(format!("sender {task}")) }).await?;
                 }
                 Ok::<_, crate::Error>(())
             })

@@ -15,9 +15,9 @@ pub struct Faults {
     pub duplicate: f64,
     /// A message comes before older ones; on standard queues.
     pub reorder: f64,
-    /// An answer is late by up to [`longest_delay`](Self::longest_delay).
+    /// An answer is late by [`late_by`](Self::late_by).
     pub delay: f64,
-    pub longest_delay: Duration,
+    pub late_by: Duration,
     /// A request about messages is refused before anything is done.
     pub throttle: f64,
     /// A request about messages is done, and its answer is a failure of the server or none at all.
@@ -73,7 +73,7 @@ impl Dice {
 
     /// How long an answer waits.
     pub fn delay(&mut self) -> Option<Duration> {
-        self.falls("delay", self.faults.delay).then(|| self.faults.longest_delay.mul_f64(self.rng.f64()))
+        self.falls("delay", self.faults.delay).then_some(self.faults.late_by)
     }
 
     /// How an answer is lost: `Some(true)` with its connection, `Some(false)` as a failure of the server.

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 
 use super::super::account::Account;
 use super::super::batch::{self, Numbered};
+use super::super::faults::Dice;
 use super::super::refusal::Refusal;
 
 #[derive(Deserialize)]
@@ -32,15 +33,7 @@ pub fn delete(account: &Account, request: &Value) -> Result<Value, Refusal> {
 pub fn delete_batch(account: &Account, request: &Value) -> Result<Value, Refusal> {
     let mut state = account.state();
     let (queue, dice) = state.queue(request)?;
-    let answers: Vec<Numbered<Answer>> = batch::entries(request)?;
-    let verdicts = answers.into_iter().map(|Numbered { id, entry }| {
-        let verdict = match dice.fails_entry() {
-            true => Err(Refusal::failed()),
-            false => queue.delete(&entry.receipt_handle, account.now(), dice),
-        };
-        (id, verdict.map(|()| json!({})))
-    });
-    Ok(batch::verdicts(verdicts.collect()))
+    each(request, dice, |answer, dice| queue.delete(&answer.receipt_handle, account.now(), dice))
 }
 
 pub fn change(account: &Account, request: &Value) -> Result<Value, Refusal> {
@@ -55,12 +48,20 @@ pub fn change(account: &Account, request: &Value) -> Result<Value, Refusal> {
 pub fn change_batch(account: &Account, request: &Value) -> Result<Value, Refusal> {
     let mut state = account.state();
     let (queue, dice) = state.queue(request)?;
+    each(request, dice, |answer, dice| {
+        answer.seconds().and_then(|s| queue.change(&answer.receipt_handle, s, account.now(), dice))
+    })
+}
+
+/// Takes each answer of a batch, unless it is one to fail.
+fn each(
+    request: &Value,
+    dice: &mut Dice,
+    mut take: impl FnMut(&Answer, &mut Dice) -> Result<(), Refusal>,
+) -> Result<Value, Refusal> {
     let answers: Vec<Numbered<Answer>> = batch::entries(request)?;
     let verdicts = answers.into_iter().map(|Numbered { id, entry }| {
-        let verdict = match dice.fails_entry() {
-            true => Err(Refusal::failed()),
-            false => entry.seconds().and_then(|s| queue.change(&entry.receipt_handle, s, account.now(), dice)),
-        };
+        let verdict = if dice.fails_entry() { Err(Refusal::failed()) } else { take(&entry, dice) };
         (id, verdict.map(|()| json!({})))
     });
     Ok(batch::verdicts(verdicts.collect()))
