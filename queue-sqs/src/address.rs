@@ -1,9 +1,13 @@
-//! What an address may be: the name of a queue, its URL or its ARN.
+//! What an address may be: the name of a queue, its URL or its ARN; the name of a topic or its ARN.
 
-use queue_core::{Address, Error, ErrorKind, Result};
+use std::sync::Arc;
 
-/// The longest name, `.fifo` included.
+use queue_core::{Address, Error, ErrorKind, Result, Source};
+
+/// The longest name of a queue, `.fifo` included.
 const MAX_NAME: usize = 80;
+/// The longest name of a topic, `.fifo` included.
+const MAX_TOPIC: usize = 256;
 const FIFO: &str = ".fifo";
 /// Digits of the number of an account.
 const ACCOUNT: usize = 12;
@@ -27,13 +31,31 @@ pub(crate) struct Place<'a> {
 pub(crate) fn place(text: &str) -> Option<Place<'_>> {
     let place = if let Some((_, rest)) = text.split_once("://").filter(|(s, _)| matches!(*s, "http" | "https")) {
         of_url(rest)?
-    } else if let Some(rest) = text.strip_prefix("arn:") {
-        of_arn(rest)?
     } else {
-        Place { name: text, account: None, region: None, is_url: false, is_arn: false }
+        of_name("sqs", text)?
     };
-    let account = place.account.is_none_or(|a| a.len() == ACCOUNT && a.bytes().all(|b| b.is_ascii_digit()));
-    (account && is_name(place.name)).then_some(place)
+    place.is_of(MAX_NAME).then_some(place)
+}
+
+/// Reads the text of the address of a topic.
+pub(crate) fn topic_place(text: &str) -> Option<Place<'_>> {
+    of_name("sns", text).filter(|place| place.is_of(MAX_TOPIC))
+}
+
+impl Place<'_> {
+    /// Whether account and name are such, the name not longer than this.
+    fn is_of(&self, longest: usize) -> bool {
+        let account = self.account.is_none_or(|a| a.len() == ACCOUNT && a.bytes().all(|b| b.is_ascii_digit()));
+        account && is_name(self.name, longest)
+    }
+}
+
+/// A name, or an ARN of this service.
+fn of_name<'a>(service: &str, text: &'a str) -> Option<Place<'a>> {
+    match text.strip_prefix("arn:") {
+        Some(rest) => of_arn(service, rest),
+        None => Some(Place { name: text, account: None, region: None, is_url: false, is_arn: false }),
+    }
 }
 
 /// Host, and a path that ends in account and name: emulators put more before.
@@ -49,7 +71,7 @@ fn of_url(rest: &str) -> Option<Place<'_>> {
 
 /// `sqs.REGION.amazonaws.com`, the same of other partitions, of FIPS, of IPv6 and of endpoints of a VPC, and the old
 /// `REGION.queue.amazonaws.com` and `queue.amazonaws.com`. Hosts that are not Amazon's tell no region.
-fn region_of(host: &str) -> Option<&str> {
+pub(crate) fn region_of(host: &str) -> Option<&str> {
     const OLD: &str = "us-east-1";
     if host == "queue.amazonaws.com" {
         return Some(OLD);
@@ -64,38 +86,113 @@ fn region_of(host: &str) -> Option<&str> {
     labels.windows(2).find(|pair| matches!(pair[0], "sqs" | "sqs-fips")).map(|pair| pair[1])
 }
 
-/// `PARTITION:sqs:REGION:ACCOUNT:NAME`.
-fn of_arn(rest: &str) -> Option<Place<'_>> {
+/// `PARTITION:SERVICE:REGION:ACCOUNT:NAME`.
+fn of_arn<'a>(service: &str, rest: &'a str) -> Option<Place<'a>> {
     let parts: Vec<&str> = rest.split(':').collect();
     match parts[..] {
-        [partition, "sqs", region, account, name] if !partition.is_empty() && !region.is_empty() => {
+        [partition, of, region, account, name] if of == service && !partition.is_empty() && !region.is_empty() => {
             Some(Place { name, account: Some(account), region: Some(region), is_url: false, is_arn: true })
         }
         _ => None,
     }
 }
 
-fn is_name(name: &str) -> bool {
+fn is_name(name: &str, longest: usize) -> bool {
     let stem = name.strip_suffix(FIFO).unwrap_or(name);
     !stem.is_empty()
-        && name.len() <= MAX_NAME
+        && name.len() <= longest
         && stem.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
 }
 
 /// The text of an address that stands for a queue.
 pub(crate) fn name_of(address: &Address) -> Result<&str> {
     if address.is_topic() {
-        return Err(Error::unsupported("SQS has queues only").with_context("address", address));
+        return Err(
+            Error::unsupported("this is for queues, and the address is a topic's").with_context("address", address)
+        );
     }
-    if place(address.name()).is_some() {
-        return Ok(address.name());
+    let name = of_group(address.name());
+    if place(name).is_some() {
+        return Ok(name);
     }
     let why = "the name of an SQS queue has 1 to 80 letters, digits, - and _, and may end in .fifo; \
                its URL ends in account and name, its ARN is arn:aws:sqs:REGION:ACCOUNT:NAME";
     Err(Error::new(ErrorKind::InvalidInput, why).with_context("address", address))
 }
 
-/// Whether the queue of this name, URL or ARN is a FIFO queue.
+/// The queue of a group, and that of its dead letters, whose names begin with the topic's ARN where that is the address:
+/// they are the subscriber's own, wherever the topic is.
+fn of_group(name: &str) -> &str {
+    match topic_place(name) {
+        Some(place) if place.is_arn && place.name.contains("--") => place.name,
+        _ => name,
+    }
+}
+
+/// The queue that is received from: the address itself, or that of the topic's group.
+pub(crate) fn queue_of(source: &Source) -> Result<String> {
+    let address = &source.address;
+    let unsupported = |why| Err(Error::unsupported(why).with_context("address", address));
+    match (address.is_topic(), &source.group) {
+        (false, None) => name_of(address).map(str::to_owned),
+        (false, Some(_)) => unsupported("an SQS queue has no groups"),
+        (true, None) => unsupported("a topic is received from by a group: SNS keeps nothing for those without"),
+        (true, Some(_)) => {
+            let topic = topic_name_of(address)?;
+            let name = source.queue_name().unwrap_or_default();
+            match of_group(&name) {
+                queue if is_name(queue, MAX_NAME) => Ok(queue.to_owned()),
+                queue => Err(Error::new(
+                    ErrorKind::InvalidInput,
+                    "topic and group name a queue, <topic>--<group>, of 1 to 80 letters, digits, - and _",
+                )
+                .with_context("address", topic)
+                .with_context("queue", queue)),
+            }
+        }
+    }
+}
+
+/// The text of an address that stands for a topic.
+pub(crate) fn topic_name_of(address: &Address) -> Result<&str> {
+    if topic_place(address.name()).is_some() {
+        return Ok(address.name());
+    }
+    let why = "the name of an SNS topic has 1 to 256 letters, digits, - and _, and may end in .fifo; \
+               its ARN is arn:aws:sns:REGION:ACCOUNT:NAME";
+    Err(Error::new(ErrorKind::InvalidInput, why).with_context("address", address))
+}
+
+/// What messages are sent to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Target {
+    /// As the address says it.
+    pub(crate) name: Arc<str>,
+    pub(crate) kind: Kind,
+}
+
+/// What a target is, as far as messages for it differ.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Kind {
+    pub(crate) topic: bool,
+    pub(crate) fifo: bool,
+}
+
+impl Target {
+    /// Reads an address.
+    pub(crate) fn of(address: &Address) -> Result<Self> {
+        let topic = address.is_topic();
+        let name = if topic { topic_name_of(address)? } else { name_of(address)? };
+        Ok(Self { name: name.into(), kind: Kind { topic, fifo: is_fifo(name) } })
+    }
+
+    /// Whether the address says the same.
+    pub(crate) fn is(&self, address: &Address) -> bool {
+        self.kind.topic == address.is_topic() && *self.name == *address.name()
+    }
+}
+
+/// Whether the queue or topic of this name, URL or ARN keeps order.
 pub(crate) fn is_fifo(name: &str) -> bool {
     name.ends_with(FIFO)
 }
@@ -115,6 +212,50 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::InvalidInput);
         }
         assert_eq!(name_of(&"topic:orders".parse().unwrap()).unwrap_err().kind(), ErrorKind::Unsupported);
+    }
+
+    #[test]
+    fn a_group_of_a_topic_is_a_queue_of_its_own() {
+        let arn = "topic:arn:aws:sns:eu-west-1:123456789012:orders.fifo";
+        for (topic, queue, dead) in [
+            ("topic:orders", "orders--billing", "orders--billing-dlq"),
+            ("topic:orders.fifo", "orders--billing.fifo", "orders--billing-dlq.fifo"),
+            (arn, "orders--billing.fifo", "orders--billing-dlq.fifo"),
+        ] {
+            let source = Source::new(topic.parse().unwrap()).with_group("billing").unwrap();
+            assert_eq!(queue_of(&source).unwrap(), queue);
+            assert_eq!(name_of(&source.dead_letter().unwrap()).unwrap(), dead);
+        }
+        let source = |address: &str, group: Option<&str>| {
+            let source = Source::new(address.parse().unwrap());
+            queue_of(&match group {
+                Some(group) => source.with_group(group).unwrap(),
+                None => source,
+            })
+            .map_err(|e| e.kind())
+        };
+        assert_eq!(source("topic:orders", None), Err(ErrorKind::Unsupported));
+        assert_eq!(source("orders", Some("billing")), Err(ErrorKind::Unsupported));
+        assert_eq!(source("topic:orders", Some(&"x".repeat(80))), Err(ErrorKind::InvalidInput));
+        assert_eq!(source("topic:orders", Some("bücher")), Err(ErrorKind::InvalidInput));
+    }
+
+    #[test]
+    fn topics_go_by_name_and_arn() {
+        let long = format!("topic:{}", "x".repeat(249));
+        for text in ["topic:orders", "topic:orders.fifo", &long, "topic:arn:aws-cn:sns:cn-north-1:123456789012:orders"]
+        {
+            let address: Address = text.parse().unwrap();
+            let target = Target::of(&address).unwrap();
+            assert!(target.is(&address) && target.kind.topic && target.kind.fifo == text.ends_with(".fifo"));
+        }
+        for text in
+            ["topic:orders.v1", "topic:https://h/123456789012/orders", "topic:arn:aws:sqs:r:123456789012:orders"]
+        {
+            let refused = Target::of(&text.parse().unwrap()).map_err(|e| e.kind());
+            assert_eq!(refused, Err(ErrorKind::InvalidInput), "{text}");
+        }
+        assert!(!Target::of(&"orders".parse().unwrap()).unwrap().is(&"topic:orders".parse().unwrap()));
     }
 
     #[test]

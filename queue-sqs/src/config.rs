@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use aws_smithy_types::retry::RetryConfig;
@@ -42,6 +43,9 @@ pub struct SqsConfig {
     pub account: Option<String>,
     /// Whether an endpoint given as host is spoken to over TLS. Amazon's own endpoints always are. Default: false.
     pub tls: bool,
+    /// The URL of the endpoint of SNS, for topics; `none` where there is none. Default: the host of the URL where one is
+    /// given that is not Amazon's own, else Amazon's for the region.
+    pub sns_endpoint: Option<String>,
     /// How long a poll waits for a message at the broker: 1 s to 20 s, whole seconds. Default: 20 s.
     #[serde(with = "humantime_serde")]
     pub wait_time: Duration,
@@ -70,6 +74,7 @@ impl Default for SqsConfig {
             profile: None,
             account: None,
             tls: false,
+            sns_endpoint: None,
             wait_time: MAX_WAIT,
             request_timeout: Duration::from_secs(10),
             answer_linger: Duration::from_millis(5),
@@ -111,14 +116,26 @@ impl SqsConfig {
             return Err(invalid("`wait_time` is 1 s to 20 s, in whole seconds")
                 .with_context("wait_time", format!("{:?}", config.wait_time)));
         }
+        match config.sns_endpoint.as_deref() {
+            None | Some(NO_SNS) => {}
+            Some(_) if !cfg!(feature = "sns") => {
+                let why = "`sns_endpoint` needs the feature `sns` (`sqs-sns` of the facade)";
+                return Err(invalid(why).with_context("option", "sns_endpoint"));
+            }
+            Some(url) if is_url(url) => {}
+            Some(url) => {
+                return Err(invalid("`sns_endpoint` is `none`, or a URL of scheme http or https")
+                    .with_context("sns_endpoint", url));
+            }
+        }
         if config.request_timeout.is_zero() || config.max_polls == 0 || config.max_sends == 0 {
             return Err(invalid("`request_timeout`, `max_polls` and `max_sends` are above zero"));
         }
         Ok(config)
     }
 
-    /// Makes a client as these options and the environment say.
-    pub(crate) async fn client(&self, endpoint: &Endpoint) -> Result<Client> {
+    /// Loads what these options and the environment say of all services.
+    pub(crate) async fn load(&self) -> Result<SdkConfig> {
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
         if let Some(region) = &self.region {
             loader = loader.region(Region::new(region.clone()));
@@ -130,15 +147,33 @@ impl SqsConfig {
             let token = self.session_token.as_ref().map(|t| t.expose().to_owned());
             loader = loader.credentials_provider(Credentials::new(key, secret.expose(), token, None, "configuration"));
         }
-        if let Some(host) = endpoint.hosts.first() {
-            let (scheme, port) = if self.tls { ("https", 443) } else { ("http", 80) };
-            loader = loader.endpoint_url(format!("{scheme}://{}", host.with_default_port(port)));
-        }
         let loaded = loader.load().await;
         if loaded.region().is_none() {
             return Err(invalid("no region: give `region` or set AWS_REGION"));
         }
-        Ok(Client::new(&loaded))
+        Ok(loaded)
+    }
+
+    /// Makes a client of SQS.
+    pub(crate) fn client(&self, loaded: &SdkConfig, endpoint: &Endpoint) -> Client {
+        let config = aws_sdk_sqs::config::Builder::from(loaded);
+        Client::from_conf(match self.host_url(endpoint) {
+            Some(url) => config.endpoint_url(url).build(),
+            None => config.build(),
+        })
+    }
+
+    /// The host of the URL where it is not Amazon's own: whoever answers there for SQS does for other services too.
+    #[cfg(feature = "sns")]
+    pub(crate) fn emulator_url(&self, endpoint: &Endpoint) -> Option<String> {
+        let host = &endpoint.hosts.first()?.name;
+        if crate::address::region_of(host).is_some() { None } else { self.host_url(endpoint) }
+    }
+
+    /// The host of the URL, as the SDK takes it.
+    fn host_url(&self, endpoint: &Endpoint) -> Option<String> {
+        let (scheme, port) = if self.tls { ("https", 443) } else { ("http", 80) };
+        endpoint.hosts.first().map(|host| format!("{scheme}://{}", host.with_default_port(port)))
     }
 
     /// What a poll waits, in the whole seconds of the protocol.
@@ -147,8 +182,24 @@ impl SqsConfig {
     }
 }
 
+/// The value of `sns_endpoint` that says that there are no topics.
+pub(crate) const NO_SNS: &str = "none";
+
+fn is_url(text: &str) -> bool {
+    text.split_once("://").is_some_and(|(scheme, rest)| matches!(scheme, "http" | "https") && !rest.is_empty())
+}
+
 fn invalid(message: &'static str) -> Error {
     Error::new(ErrorKind::InvalidConfig, message).with_operation("configure")
+}
+
+/// What a request may take, and all its tries together.
+pub(crate) fn timeouts(attempt: Duration, whole: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT.min(attempt))
+        .operation_attempt_timeout(attempt)
+        .operation_timeout(whole)
+        .build()
 }
 
 /// One client per kind of request: they differ in how long a request may take and who repeats it.
@@ -165,13 +216,6 @@ pub(crate) struct Clients {
 impl Clients {
     pub(crate) fn new(client: &Client, config: &SqsConfig) -> Self {
         let base = || client.config().to_builder();
-        let timeouts = |attempt: Duration, whole: Duration| {
-            TimeoutConfig::builder()
-                .connect_timeout(CONNECT.min(attempt))
-                .operation_attempt_timeout(attempt)
-                .operation_timeout(whole)
-                .build()
-        };
         let request = config.request_timeout;
         let poll = config.wait_time + POLL_GRACE;
         Self {
@@ -219,6 +263,7 @@ mod tests {
             "sqs://h?sqs.foo=1",
             "sqs://h?max_polls=0",
             "sqs://h?regoin=x",
+            "sqs://h?sns_endpoint=h:1",
         ] {
             assert_eq!(read(url).expect_err(url).kind(), ErrorKind::InvalidConfig, "{url}");
         }

@@ -8,6 +8,7 @@ mod config;
 mod consumer;
 mod convert;
 mod dispatch;
+mod door;
 mod error;
 mod lanes;
 mod lease;
@@ -15,6 +16,11 @@ mod link;
 mod poll;
 mod producer;
 mod queues;
+#[cfg(feature = "sns")]
+mod topics;
+#[cfg(not(feature = "sns"))]
+#[path = "topics/missing.rs"]
+mod topics;
 mod topology;
 
 use queue_core::{Driver, option_names};

@@ -5,12 +5,13 @@ mod native;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use queue_core::{Entry, Error, ErrorKind, Result, Topology};
+use queue_core::{Entry, Error, ErrorKind, Options, Result, Topology};
 
 pub(crate) use self::native::Native;
-use self::native::{REDRIVE, RETENTION, Untold, same, untold};
-use crate::address::{is_fifo, name_of, place};
+use self::native::{POLICY, REDRIVE, RETENTION, Untold, same, untold};
+use crate::address::{is_fifo, name_of, place, queue_of, topic_name_of};
 use crate::queues::Queues;
+use crate::topics::{self, Topics};
 
 /// Receives beyond `max_deliveries` before the broker's own redrive takes a message: those of crashes, releases and
 /// prefetched messages count as well, and the library is to be first.
@@ -34,15 +35,24 @@ struct Made<'a> {
 }
 
 /// Creates what is missing, or checks only.
-pub(crate) async fn declare(queues: &Queues, topology: &Topology, create: bool) -> Result<()> {
+pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: &Topology, create: bool) -> Result<()> {
     let entries = topology.entries();
-    let graves: BTreeSet<&str> = entries.iter().filter_map(|e| e.dead_letter.as_ref()).map(|a| a.name()).collect();
+    let graves = entries.iter().filter_map(|e| e.dead_letter.as_ref()).map(name_of);
+    let graves: BTreeSet<&str> = graves.collect::<Result<_>>()?;
     let mut ready = BTreeSet::new();
     for entry in entries {
-        let name = name_of(&entry.address)?;
-        if entry.group.is_some() {
-            return Err(Error::unsupported("an SQS queue has no groups").with_context("address", name));
+        let mut topic = None;
+        if entry.address.is_topic() {
+            let topics = topics.ok_or_else(|| topics::unsupported().with_context("address", &entry.address))?;
+            let name = topic_name_of(&entry.address)?;
+            if entry.group.is_none() {
+                no_options(&entry.native)?;
+                topics.ensure(name, create).await?;
+                continue;
+            }
+            topic = Some((topics, name));
         }
+        let name = &*queue_of(&entry.source())?;
         let wanted = asked(entry)?;
         let mut made = Made { keeps_long: graves.contains(name), dead_letter: None };
         if let Some(dead_letter) = &entry.dead_letter {
@@ -57,14 +67,30 @@ pub(crate) async fn declare(queues: &Queues, topology: &Topology, create: bool) 
                 // With what its own entry asks for, which comes later.
                 let own = entries.iter().find(|other| other.address == *dead_letter).map(asked).transpose()?;
                 ensure(queues, target, create, &own.unwrap_or_default(), grave).await?;
-                ready.insert(target);
+                ready.insert(target.to_owned());
             }
             made.dead_letter = Some((target, entry.max_deliveries));
         }
         ensure(queues, name, create, &wanted, made).await?;
-        ready.insert(name);
+        if let Some((topics, topic)) = topic {
+            topics.ensure(topic, create).await?;
+            topics.subscribe(queues, topic, name, create).await?;
+        }
+        ready.insert(name.to_owned());
     }
     Ok(())
+}
+
+/// Refuses options for a topic: it has none here, its groups' queues have.
+pub(crate) fn no_options(options: &Options) -> Result<()> {
+    match options.keys().next() {
+        None => Ok(()),
+        Some(option) => {
+            Err(Error::new(ErrorKind::InvalidConfig, "a topic of SNS takes no options; the queues of its groups do")
+                .with_operation("configure")
+                .with_context("option", option))
+        }
+    }
 }
 
 /// What an entry asks for explicitly.
@@ -153,7 +179,10 @@ async fn compare(queues: &Queues, name: &str, asked: &Native) -> Result<()> {
     if !asked.attributes.is_empty() {
         let present = queues.attributes(name, &[Attribute::All]).await?;
         for (attribute, wanted) in &asked.attributes {
-            let found = present.get(&Attribute::from(attribute.as_str())).map(String::as_str);
+            let found = present.get(&Attribute::from(attribute.as_str())).cloned();
+            // What lets a topic send was added to what was asked for.
+            let found = if attribute == POLICY { found.and_then(|found| topics::without_ours(&found)) } else { found };
+            let found = found.as_deref();
             let fits = match found {
                 Some(found) => same(found, wanted),
                 None => untold(attribute) == Untold::Unknown || wanted == "false",
