@@ -1,5 +1,5 @@
-//! An SQS endpoint in the tests' own process: the AWS JSON protocol over HTTP on loopback, the rules of Amazon where
-//! emulators have their own, and faults where they are asked for.
+//! An endpoint of SQS and SNS in the tests' own process: Amazon's protocols over HTTP on loopback, the rules of Amazon
+//! where emulators have their own, and faults where they are asked for.
 //!
 //! It keeps no time that a test could not let pass ([`Endpoint::pass`]), and counts what it is asked. Retention, access
 //! rights and the limit of messages in flight are not modelled.
@@ -18,6 +18,7 @@ mod http;
 mod queue;
 mod receipt;
 mod refusal;
+mod topics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
