@@ -393,3 +393,28 @@ impl Broker for SqsBroker {
         report
     }
 }
+
+#[cfg(all(test, not(feature = "sns")))]
+mod tests {
+    use aws_sdk_sqs::config::BehaviorVersion;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_sns_the_missing_feature_is_named() {
+        let config = aws_sdk_sqs::Config::builder().behavior_version(BehaviorVersion::v2026_01_12());
+        let broker = Arc::new(SqsBroker::from_client(Client::from_conf(config.build())));
+        let topic: Address = "topic:orders".parse().unwrap();
+        let refused = [
+            broker.producer(&topic, &ProducerOptions::default()).await.map(drop).unwrap_err(),
+            broker.declare(&Topology::from_iter([queue_core::Entry::new(topic.clone())])).await.unwrap_err(),
+            queue_core::Client::from_broker(broker).sender(topic).await.map(drop).unwrap_err(),
+            SqsConfig::from_endpoint(&"sqs://h?sns_endpoint=http://h:1".parse().unwrap()).map(drop).unwrap_err(),
+        ];
+        for error in refused {
+            assert!(matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidConfig), "{error}");
+            assert!(error.to_string().contains("`sqs-sns`"), "{error}");
+        }
+        assert!(SqsConfig::from_endpoint(&"sqs://h?sns_endpoint=none".parse().unwrap()).is_ok());
+    }
+}

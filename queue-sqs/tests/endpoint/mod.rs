@@ -61,6 +61,18 @@ impl Endpoint {
         format!("sqs://{}?region=us-east-1&access_key=test&secret_key=test{options}", self.address)
     }
 
+    /// The SDK's own client of SNS.
+    #[cfg(feature = "sns")]
+    pub fn topics(&self) -> aws_sdk_sns::Client {
+        let config = aws_sdk_sns::Config::builder()
+            .behavior_version(aws_sdk_sns::config::BehaviorVersion::v2026_01_12())
+            .region(Region::new("us-east-1"))
+            .endpoint_url(format!("http://{}", self.address))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .build();
+        aws_sdk_sns::Client::from_conf(config)
+    }
+
     /// The SDK's own client, which repeats nothing.
     pub fn client(&self) -> Client {
         let config = aws_sdk_sqs::Config::builder()
