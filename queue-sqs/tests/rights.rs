@@ -3,16 +3,16 @@
 //! The broker of the tests knows no rights: a proxy before it refuses what is not allowed, in Amazon's words.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use queue_core::{Address, Client, Declare, Entry, Error, ErrorKind, EventKind, Source, Topology};
 use queue_sqs::DRIVER;
 use serde_json::Value;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 
+#[path = "support/proxy.rs"]
+mod proxy;
 mod support;
+use proxy::Proxy;
 use support::*;
 
 const PAGE: &str = include_str!("../../docs/sqs.md");
@@ -120,8 +120,8 @@ async fn attempt(what: &str, rights: &Rights) -> Result<(Result<(), Error>, BTre
     let queue = fresh("rights");
     let allowed = [queue.clone(), queue.dead_letter()].into_iter().zip(rights.clone());
     let allowed = allowed.map(|(address, actions)| (address.name().to_owned(), actions)).collect();
-    let proxy = Proxy::start(allowed).await?;
-    let user = Client::connect_with(&proxy.url()?, &[DRIVER]).await?;
+    let proxy = Proxy::start(&url(), allowed).await?;
+    let user = Client::connect_with(&format!("{}{QUICK}", proxy.url()), &[DRIVER]).await?;
     let done = tokio::time::timeout(PATIENCE, use_it(&admin, &user, what, &queue)).await;
     let done = done.map_err(|_| format!("{what}: neither done nor refused with {rights:?}"))?;
     user.close(PATIENCE).await;
@@ -129,7 +129,7 @@ async fn attempt(what: &str, rights: &Rights) -> Result<(Result<(), Error>, BTre
         admin.delete(address).await?;
     }
     admin.close(PATIENCE).await;
-    Ok((done, proxy.refused.lock().expect("nobody panicked").clone()))
+    Ok((done, proxy.refused()))
 }
 
 async fn use_it(admin: &Client, user: &Client, what: &str, queue: &Address) -> Result<(), Error> {
@@ -192,89 +192,4 @@ async fn receive(admin: &Client, user: &Client, queue: &Address, from: Address) 
         }
     }
     receiver.flush().await
-}
-
-/// Lets through what is allowed: for each queue, actions of IAM.
-struct Proxy {
-    address: std::net::SocketAddr,
-    refused: Arc<Mutex<BTreeSet<String>>>,
-}
-
-type Allowed = BTreeMap<String, BTreeSet<String>>;
-
-impl Proxy {
-    async fn start(allowed: Allowed) -> Result<Self, Failure> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
-        let refused = Arc::new(Mutex::new(BTreeSet::new()));
-        let proxy = Self { address: listener.local_addr()?, refused: refused.clone() };
-        let allowed = Arc::new(allowed);
-        tokio::spawn(async move {
-            while let Ok((socket, _)) = listener.accept().await {
-                tokio::spawn(serve(socket, allowed.clone(), refused.clone()));
-            }
-        });
-        Ok(proxy)
-    }
-
-    /// As that of the broker, with the proxy as its host.
-    fn url(&self) -> Result<String, Failure> {
-        let broker = url();
-        let (_, options) = broker.split_once('?').ok_or("a URL with options")?;
-        Ok(format!("sqs://{}?{options}{QUICK}", self.address))
-    }
-}
-
-async fn serve(
-    mut socket: TcpStream,
-    allowed: Arc<Allowed>,
-    refused: Arc<Mutex<BTreeSet<String>>>,
-) -> std::io::Result<()> {
-    let broker: queue_core::Endpoint = url().parse().expect("the broker's URL");
-    let mut upstream = TcpStream::connect(broker.hosts[0].with_default_port(80)).await?;
-    loop {
-        let Some((request, head, body)) = whole(&mut socket).await? else { return Ok(()) };
-        let target = field(&head, "x-amz-target:").unwrap_or_default();
-        let body: Value = serde_json::from_str(&body).unwrap_or_default();
-        let queue = body["QueueName"].as_str().or_else(|| body["QueueUrl"].as_str()).unwrap_or_default();
-        let queue = queue.rsplit('/').next().unwrap_or_default();
-        let mut needs = vec![target.trim_start_matches("AmazonSQS.").trim_end_matches("Batch")];
-        if body.get("tags").is_some() {
-            needs.push("TagQueue");
-        }
-        let may = |action: &str| allowed.get(queue).is_some_and(|actions| actions.contains(action));
-        if let Some(action) = needs.into_iter().find(|action| !may(action)) {
-            refused.lock().expect("nobody panicked").insert(action.to_owned());
-            let body =
-                r#"{"__type":"com.amazon.coral.service#AccessDeniedException","message":"User is not authorized"}"#;
-            let head = "HTTP/1.1 400 X\r\ncontent-type: application/x-amz-json-1.0\r\n\
-                        x-amzn-query-error: AccessDenied;Sender\r\n";
-            socket.write_all(format!("{head}content-length: {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
-            continue;
-        }
-        upstream.write_all(&request).await?;
-        let Some((answer, ..)) = whole(&mut upstream).await? else { return Ok(()) };
-        socket.write_all(&answer).await?;
-    }
-}
-
-/// A request or an answer, with its head and its body apart; `None` at the end.
-async fn whole(socket: &mut TcpStream) -> std::io::Result<Option<(Vec<u8>, String, String)>> {
-    let mut bytes = Vec::new();
-    loop {
-        if socket.read_buf(&mut bytes).await? == 0 {
-            return Ok(None);
-        }
-        let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
-        let head = String::from_utf8_lossy(&bytes[..end]).into_owned();
-        let length = field(&head, "content-length:").and_then(|n| n.parse().ok()).unwrap_or(0);
-        if bytes.len() >= end + 4 + length {
-            let body = String::from_utf8_lossy(&bytes[end + 4..]).into_owned();
-            return Ok(Some((bytes, head, body)));
-        }
-    }
-}
-
-fn field(head: &str, name: &str) -> Option<String> {
-    let line = head.lines().find(|line| line.to_ascii_lowercase().starts_with(name))?;
-    line.split_once(':').map(|(_, value)| value.trim().to_owned())
 }

@@ -200,6 +200,10 @@ impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
         (**self).replayable()
     }
 
+    fn runs(&self, case: &str) -> bool {
+        (**self).runs(case)
+    }
+
     fn threads(&self) -> usize {
         (**self).threads()
     }
