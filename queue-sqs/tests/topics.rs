@@ -109,7 +109,8 @@ async fn a_message_of_many_headers_gets_through() -> Outcome {
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint).await?;
     let mut billing = group(&client, "topic:orders", "billing").await?;
-    let mut message = Message::new(vec![0_u8, 0xff]).key("k").id("i").header("big", i64::MAX);
+    let mut message =
+        Message::new(vec![0_u8, 0xff]).key("k").id("i").header("big", i64::MAX).header("bytes", vec![0, 255]);
     for i in 0..12 {
         message = message.header(format!("h{i}"), i);
     }
