@@ -173,6 +173,20 @@ impl Topics {
         self.note("find topic", name, result).map(|_| arn)
     }
 
+    /// The policy of a queue that is about to be made: it lets the topic in from the start, because Amazon takes up to a
+    /// minute to heed one that changes. `None` where the queue's ARN is not known before.
+    pub(crate) async fn policy_of_new(&self, name: &str, queue: &str, asked: Option<&str>) -> Result<Option<String>> {
+        let arn = self.arn(name).await?;
+        // Of one that is addressed by its name the account is known by now. Of another one's nothing depends on it.
+        let own = match self.place(name)?.is_arn {
+            false => arn.split(':').nth(4).map(str::to_owned),
+            true => self.own_account().await.ok().map(str::to_owned),
+        };
+        let own =
+            own.map(|account| format!("arn:{}:sqs:{}:{account}:{queue}", partition(self.region()), self.region()));
+        Ok(own.map(|own| policy::with_ours(asked, &arn, &own)))
+    }
+
     /// Has a queue get what is published, as it is and not in an envelope; or checks only.
     pub(crate) async fn subscribe(&self, queues: &Queues, name: &str, queue: &str, create: bool) -> Result<()> {
         let arn = self.arn(name).await?;
@@ -278,9 +292,14 @@ impl Topics {
 
     /// The account whose topics are addressed by name.
     async fn account(&self) -> Result<&str> {
-        if let Some(account) = &self.account {
-            return Ok(account);
+        match &self.account {
+            Some(account) => Ok(account),
+            None => self.own_account().await,
         }
+    }
+
+    /// The account of the credentials; asked for once.
+    async fn own_account(&self) -> Result<&str> {
         let asked = self.own_account.get_or_try_init(|| async {
             let why = "nothing tells the account of the topic: give its ARN as address, or `account`";
             let unknown = || Error::new(ErrorKind::InvalidConfig, why).with_operation("find topic");

@@ -32,6 +32,8 @@ struct Made<'a> {
     keeps_long: bool,
     /// The queue that takes its dead letters, and how many deliveries fail before.
     dead_letter: Option<(&'a str, Option<u32>)>,
+    /// The topic that it gets messages from.
+    topic: Option<(&'a Topics, &'a str)>,
 }
 
 /// Creates what is missing, or checks only.
@@ -47,14 +49,16 @@ pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: 
             let name = topic_name_of(&entry.address)?;
             if entry.group.is_none() {
                 no_options(&entry.native)?;
-                topics.ensure(name, create).await?;
+            }
+            topics.ensure(name, create).await?;
+            if entry.group.is_none() {
                 continue;
             }
             topic = Some((topics, name));
         }
         let name = &*queue_of(&entry.source())?;
         let wanted = asked(entry)?;
-        let mut made = Made { keeps_long: graves.contains(name), dead_letter: None };
+        let mut made = Made { keeps_long: graves.contains(name), topic, ..Made::default() };
         if let Some(dead_letter) = &entry.dead_letter {
             let target = name_of(dead_letter)?;
             if is_fifo(target) != is_fifo(name) {
@@ -63,7 +67,7 @@ pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: 
             }
             // Most often an entry before this one.
             if !ready.contains(target) {
-                let grave = Made { keeps_long: true, dead_letter: None };
+                let grave = Made { keeps_long: true, ..Made::default() };
                 // With what its own entry asks for, which comes later.
                 let own = entries.iter().find(|other| other.address == *dead_letter).map(asked).transpose()?;
                 ensure(queues, target, create, &own.unwrap_or_default(), grave).await?;
@@ -73,7 +77,6 @@ pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: 
         }
         ensure(queues, name, create, &wanted, made).await?;
         if let Some((topics, topic)) = topic {
-            topics.ensure(topic, create).await?;
             topics.subscribe(queues, topic, name, create).await?;
         }
         ready.insert(name.to_owned());
@@ -150,6 +153,12 @@ async fn complete(queues: &Queues, name: &str, asked: &Native, made: Made<'_>) -
     if let Some((target, max_deliveries)) = made.dead_letter.filter(|_| !native.attributes.contains_key(REDRIVE)) {
         let policy = redrive_policy(queues, target, max_deliveries).await?;
         native.attributes.insert(REDRIVE.to_owned(), policy);
+    }
+    if let Some((topics, topic)) = made.topic {
+        let asked = native.attributes.get(POLICY).map(String::as_str);
+        if let Some(policy) = topics.policy_of_new(topic, name, asked).await? {
+            native.attributes.insert(POLICY.to_owned(), policy);
+        }
     }
     if is_fifo(name) {
         for (attribute, value) in [("FifoQueue", "true"), ("ContentBasedDeduplication", "false")] {

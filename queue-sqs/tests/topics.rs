@@ -177,9 +177,32 @@ async fn the_policy_of_a_queue_that_exists_is_kept() -> Outcome {
     let mut billing = open().declare(Declare::Verify).await?;
     open().await?;
     assert_eq!(attribute(&endpoint, "orders--billing", Attribute::Policy).await?, Some(policy));
-    assert_eq!(endpoint.counts().of("SetQueueAttributes"), 1);
+    assert_eq!(endpoint.counts().of("SetQueueAttributes"), 0, "it was made with all of it");
     client.sender("topic:orders").await?.send("x").await?;
     assert_eq!(texts(&take(&mut billing, 1).await?), ["x"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_queue_that_exists_gets_the_statement_and_its_policy_is_kept() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    let theirs = r#"{"Statement":{"Sid":"theirs","Effect":"Allow","Principal":"*","Action":"sqs:ReceiveMessage","Resource":"*"}}"#;
+    let queue = endpoint.client().create_queue().queue_name("orders--billing");
+    queue.attributes(Attribute::Policy, theirs).send().await?;
+    let mut billing = group(&client, "topic:orders", "billing").await?;
+    let policy = attribute(&endpoint, "orders--billing", Attribute::Policy).await?.unwrap_or_default();
+    assert!(policy.contains("theirs") && policy.contains(&arn("orders")), "{policy}");
+    client.sender("topic:orders").await?.send("x").await?;
+    assert_eq!(texts(&take(&mut billing, 1).await?), ["x"]);
+    // What opening once more takes, beside what a queue does.
+    let before = endpoint.counts();
+    group(&client, "topic:orders", "billing").await?;
+    client.sender("topic:orders").await?;
+    let asked = endpoint.counts().since(&before);
+    let of = |actions: &[&str]| actions.iter().map(|action| asked.of(action)).collect::<Vec<_>>();
+    assert_eq!(of(&["CreateTopic", "GetQueueAttributes", "Subscribe", "GetTopicAttributes"]), [2, 1, 1, 1]);
+    assert_eq!(of(&["SetQueueAttributes", "CreateQueue", "GetCallerIdentity"]), [0, 0, 0]);
     Ok(())
 }
 
@@ -191,13 +214,13 @@ async fn what_is_missing_is_told_and_nothing_is_made() -> Outcome {
     entry.group = Some("billing".into());
     let all = Topology::from_iter([entry]);
     let missing = async || client.verify(&all).await.map_err(|e| (e.kind(), e.to_string()));
-    assert!(matches!(missing().await, Err((ErrorKind::NotFound, text)) if text.contains("queue")));
-    let sqs = endpoint.client();
-    sqs.create_queue().queue_name("orders--billing").send().await?;
-    assert!(matches!(missing().await, Err((ErrorKind::NotFound, text)) if text.contains("topic")));
+    assert!(matches!(missing().await, Err((ErrorKind::NotFound, text)) if text.contains("the topic does not exist")));
     let topic = Topology::from_iter([Entry::new("topic:orders".parse()?)]);
     client.declare(&topic).await?;
     client.verify(&topic).await?;
+    assert!(matches!(missing().await, Err((ErrorKind::NotFound, text)) if text.contains("the queue does not exist")));
+    let sqs = endpoint.client();
+    sqs.create_queue().queue_name("orders--billing").send().await?;
     assert!(matches!(missing().await, Err((ErrorKind::Conflict, text)) if text.contains("Policy")));
     // The policy of somebody else, and no subscription.
     let policy = format!(
@@ -283,7 +306,8 @@ async fn a_topic_goes_by_its_arn_and_its_groups_are_ones_own() -> Outcome {
     delivery.reject("no");
     billing.flush().await?;
     assert!(exists(&endpoint, "orders--billing").await && exists(&endpoint, "orders--billing-dlq").await);
-    assert_eq!(endpoint.counts().of("GetCallerIdentity"), 0);
+    // For the policy of the queue that was made, once.
+    assert_eq!(endpoint.counts().of("GetCallerIdentity"), 1);
     // Another account's is not made, and another region's not looked for.
     let foreign = format!("topic:arn:aws:sns:us-east-1:111111111111:{}", "orders");
     let refused = client.sender(&*foreign).await.unwrap_err();

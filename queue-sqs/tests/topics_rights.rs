@@ -46,7 +46,7 @@ fn rows() -> Vec<(&'static str, Rights)> {
 #[tokio::test]
 async fn each_way_to_use_topics_needs_the_rights_that_the_page_names() -> Result<(), Failure> {
     let rows = rows();
-    assert_eq!(rows.len(), 7, "each row has its way of use below");
+    assert_eq!(rows.len(), 8, "each row has its way of use below");
     for (what, rights) in rows {
         let (done, refused) = attempt(what, &rights).await?;
         assert!(done.is_ok(), "{what}: {done:?}");
@@ -84,6 +84,11 @@ async fn use_it(admin: &Client, user: &Client, what: &str) -> Result<(), Error> 
     entry.group = Some("billing".into());
     let group = Topology::from_iter([entry]);
     if what == "create a group" {
+        return user.declare(&group).await;
+    }
+    if what == "create a group on a queue that exists" {
+        let client: &aws_sdk_sqs::Client = admin.broker().native().downcast_ref().expect("the client of the SDK");
+        client.create_queue().queue_name(NAMES[1]).send().await.expect("it can be made");
         return user.declare(&group).await;
     }
     if what == "send to a topic, `declare = create`" {

@@ -52,6 +52,10 @@ impl Topics {
         match *self {}
     }
 
+    pub(crate) async fn policy_of_new(&self, _name: &str, _queue: &str, _: Option<&str>) -> Result<Option<String>> {
+        match *self {}
+    }
+
     pub(crate) async fn groups(&self, _name: &str) -> Result<Vec<String>> {
         match *self {}
     }
