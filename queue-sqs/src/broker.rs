@@ -276,6 +276,10 @@ impl Broker for SqsBroker {
         }
         let (can, max_batch) = if topic {
             topology::no_options(&options.native)?;
+            if options.require_route {
+                let why = "SNS does not tell whether anybody gets a message";
+                return Err(Error::unsupported(why).with_context("address", to));
+            }
             self.core.topics().map_err(|e| e.with_context("address", to))?.locate(&target.name).await?;
             (of_topic(fifo), MAX_MESSAGE)
         } else {

@@ -277,6 +277,11 @@ async fn a_topic_goes_with_its_groups() -> Outcome {
         entry.group = Some(name.into());
         client.declare(&Topology::from_iter([entry])).await?;
     }
+    // A queue of somebody else's, which subscribes too.
+    let sqs = endpoint.client();
+    sqs.create_queue().queue_name("orders-audit").send().await?;
+    let audit = format!("arn:aws:sqs:us-east-1:{ACCOUNT}:orders-audit");
+    endpoint.topics().subscribe().topic_arn(arn("orders")).protocol("sqs").endpoint(audit).send().await?;
     let sender = client.sender("topic:orders").await?;
     sender.send("x").await?;
     let one = Source::new("topic:orders".parse()?).with_group("one")?;
@@ -287,7 +292,9 @@ async fn a_topic_goes_with_its_groups() -> Outcome {
     for queue in ["orders--one", "orders--two", "orders--three"] {
         assert!(!exists(&endpoint, queue).await, "{queue}");
     }
-    assert!(exists(&endpoint, "orders-x--one").await);
+    for queue in ["orders-x--one", "orders-audit"] {
+        assert!(exists(&endpoint, queue).await, "{queue}");
+    }
     assert_eq!(sender.send("x").await.unwrap_err().kind(), ErrorKind::NotFound);
     client.delete("topic:orders").await?;
     Ok(())
@@ -345,6 +352,8 @@ async fn options_and_limits_of_a_topic_are_told() -> Outcome {
     let client = connect(&endpoint).await?;
     let refused = client.sender("topic:orders").native("DelaySeconds", "1").await.unwrap_err();
     assert_eq!((refused.kind(), refused.context("option")), (ErrorKind::InvalidConfig, Some("DelaySeconds")));
+    let refused = client.sender("topic:orders").require_route(true).await.unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
     let refused = client.receiver("topic:orders").await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
     let refused = client.sender("topic:orders.fifo").deadline(Duration::from_secs(300)).await.unwrap_err();
@@ -375,5 +384,8 @@ async fn an_sns_that_is_away_leaves_queues_alone() -> Outcome {
     assert_eq!((refused.kind(), refused.outcome()), (ErrorKind::Connection, Sent::NotSent), "{refused}");
     queue.send("x").await?;
     assert!(!client.health().is_up(), "it is told");
+    // While it is known to be away nothing is tried there.
+    let refused = client.sender("tasks").deadline(Duration::from_secs(1)).await?.send(to_topic()).await.unwrap_err();
+    assert_eq!(refused.message(), "the broker does not answer", "{refused}");
     Ok(())
 }
