@@ -205,7 +205,7 @@ impl SqsBroker {
         if !address.is_topic() {
             return Ok(vec![name_of(address)?.to_owned()]);
         }
-        match self.core.topics()?.groups(topic_name_of(address)?).await {
+        match self.core.topics()?.groups(&self.core.queues, topic_name_of(address)?).await {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
             other => other,
         }
@@ -276,10 +276,7 @@ impl Broker for SqsBroker {
         }
         let (can, max_batch) = if topic {
             topology::no_options(&options.native)?;
-            if options.require_route {
-                let why = "SNS does not tell whether anybody gets a message";
-                return Err(Error::unsupported(why).with_context("address", to));
-            }
+            producer::check_route(options.require_route).map_err(|e| e.with_context("address", to))?;
             self.core.topics().map_err(|e| e.with_context("address", to))?.locate(&target.name).await?;
             (of_topic(fifo), MAX_MESSAGE)
         } else {
@@ -344,7 +341,11 @@ impl Broker for SqsBroker {
     async fn purge(&self, address: &Address) -> Result<()> {
         self.open()?;
         for queue in self.queues_of(address).await? {
-            self.core.queues.purge(&queue).await?;
+            match self.core.queues.purge(&queue).await {
+                // A group whose queue is gone has nothing, and the others are purged all the same.
+                Err(error) if address.is_topic() && error.kind() == ErrorKind::NotFound => {}
+                other => other?,
+            }
         }
         Ok(())
     }

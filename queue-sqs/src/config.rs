@@ -123,9 +123,11 @@ impl SqsConfig {
                 return Err(invalid(why).with_context("option", "sns_endpoint"));
             }
             Some(url) if is_url(url) => {}
-            Some(url) => {
-                return Err(invalid("`sns_endpoint` is `none`, or a URL of scheme http or https")
-                    .with_context("sns_endpoint", url));
+            // Not shown: it may hold a secret.
+            Some(_) => {
+                let why =
+                    "`sns_endpoint` is `none`, or a URL of scheme http or https, without user, query and fragment";
+                return Err(invalid(why).with_context("option", "sns_endpoint"));
             }
         }
         if config.request_timeout.is_zero() || config.max_polls == 0 || config.max_sends == 0 {
@@ -185,8 +187,16 @@ impl SqsConfig {
 /// The value of `sns_endpoint` that says that there are no topics.
 pub(crate) const NO_SNS: &str = "none";
 
+/// Whether this is scheme, host and perhaps a path, and nothing that could be a secret.
 fn is_url(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, rest)| matches!(scheme, "http" | "https") && !rest.is_empty())
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    matches!(scheme, Some("http" | "https")) && !host_of(text).is_empty() && !text.contains(['@', '?', '#'])
+}
+
+/// Host and port of a URL.
+pub(crate) fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
 }
 
 fn invalid(message: &'static str) -> Error {
@@ -267,5 +277,24 @@ mod tests {
         ] {
             assert_eq!(read(url).expect_err(url).kind(), ErrorKind::InvalidConfig, "{url}");
         }
+    }
+
+    #[cfg(feature = "sns")]
+    #[test]
+    fn an_endpoint_of_sns_is_shown_only_where_it_has_no_secret() {
+        for url in
+            ["https://user:hunter2@h/", "https://h/?token=hunter2", "https://h/%23hunter2", "https://", "hunter2"]
+                .map(|url| url.replace("%23", "#"))
+        {
+            let mut endpoint: Endpoint = "sqs://h".parse().unwrap();
+            endpoint.options.insert("sns_endpoint".to_owned(), url.clone());
+            let error = SqsConfig::from_endpoint(&endpoint).expect_err(&url);
+            assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some("sns_endpoint")));
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        }
+        for url in ["http://h", "https://h:8443/", "http://[::1]:4566/sns"] {
+            assert!(read(&format!("sqs://h?sns_endpoint={url}")).is_ok(), "{url}");
+        }
+        assert_eq!(host_of("https://h:8443/sns"), "h:8443");
     }
 }

@@ -40,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) queues: Arc<Queues>,
     topics: Option<Arc<Topics>>,
     deadline: Duration,
+    require_route: bool,
     pub(crate) max_requests: usize,
     pub(crate) max_message: usize,
     /// Most bytes of a request; less once the broker found one too long.
@@ -135,6 +136,7 @@ impl SqsProducer {
             queues: core.queues.clone(),
             topics: core.topics.clone(),
             deadline: options.deadline,
+            require_route: options.require_route,
             max_requests: core.config.max_sends,
             max_message: capabilities.max_message_bytes,
             max_batch: AtomicUsize::new(max_batch),
@@ -219,6 +221,11 @@ pub(crate) fn check_fifo(deadline: Duration) -> Result<()> {
     Err(Error::unsupported(why).with_context("deadline", format!("{deadline:?}")))
 }
 
+/// Refuses to send to a topic only where somebody gets it.
+pub(crate) fn check_route(required: bool) -> Result<()> {
+    if required { Err(Error::unsupported("SNS does not tell whether anybody gets a message")) } else { Ok(()) }
+}
+
 impl Shared {
     /// Finds out where a message goes, which is not where the sender does when it says so itself; what that is.
     pub(crate) fn direct(&self, item: &mut Item) -> Result<Kind> {
@@ -226,6 +233,7 @@ impl Shared {
         item.to = Target::of(to)?;
         if item.to.kind.topic {
             self.topics()?;
+            check_route(self.require_route)?;
         }
         if item.to.kind.fifo {
             check_fifo(self.deadline)?;

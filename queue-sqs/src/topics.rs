@@ -15,7 +15,7 @@ use queue_core::{Endpoint, Error, ErrorKind, Events, Result};
 use tokio::sync::OnceCell;
 
 use crate::address::{Place, is_fifo, topic_place};
-use crate::config::{NO_SNS, SqsConfig, timeouts};
+use crate::config::{NO_SNS, SqsConfig, host_of, timeouts};
 use crate::door::Verdicts;
 use crate::error::{self, Words};
 use crate::link::Link;
@@ -62,7 +62,7 @@ pub(crate) fn connect(loaded: &SdkConfig, endpoint: &Endpoint, config: &SqsConfi
         None => identity.build(),
     });
     let host = match &url {
-        Some(url) => format!("sns {url}"),
+        Some(url) => format!("sns {}", host_of(url)),
         None => format!("sns {}", loaded.region().map(AsRef::as_ref).unwrap_or_default()),
     };
     let sns = aws_sdk_sns::config::Builder::from(loaded);
@@ -145,7 +145,7 @@ impl Topics {
         let named = self.place(name)?.account.map(str::to_owned).or_else(|| self.account.clone());
         if let Some(account) = named {
             let why = "the topic does not exist, and none is made in an account that is named: its owner makes it";
-            return match self.find(name).await {
+            return match self.locate(name).await {
                 Err(error) if error.kind() == ErrorKind::NotFound => Err(Error::new(ErrorKind::NotFound, why)
                     .with_operation("declare")
                     .with_context("address", name)

@@ -23,7 +23,7 @@ const MAX_DELIVERIES: u32 = 5;
 /// How long a dead-letter queue that we create keeps its messages: the longest there is, 14 days.
 const DEAD_LETTER_RETENTION: &str = "1209600";
 /// What is shown as found where the queue has none.
-const NONE: &str = "none";
+pub(crate) const NONE: &str = "none";
 
 /// What a queue is made with beside what was asked for.
 #[derive(Default)]
@@ -188,11 +188,9 @@ async fn compare(queues: &Queues, name: &str, asked: &Native) -> Result<()> {
     if !asked.attributes.is_empty() {
         let present = queues.attributes(name, &[Attribute::All]).await?;
         for (attribute, wanted) in &asked.attributes {
-            let found = present.get(&Attribute::from(attribute.as_str())).cloned();
-            // What lets a topic send was added to what was asked for.
-            let found = if attribute == POLICY { found.and_then(|found| topics::without_ours(&found)) } else { found };
-            let found = found.as_deref();
+            let found = present.get(&Attribute::from(attribute.as_str())).map(String::as_str);
             let fits = match found {
+                _ if attribute == POLICY => same_policy(found, wanted),
                 Some(found) => same(found, wanted),
                 None => untold(attribute) == Untold::Unknown || wanted == "false",
             };
@@ -211,6 +209,14 @@ async fn compare(queues: &Queues, name: &str, asked: &Native) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a policy says what was asked for, beside what lets a topic send, which was added.
+fn same_policy(found: Option<&str>, wanted: &str) -> bool {
+    match (found.and_then(topics::without_ours), topics::without_ours(wanted)) {
+        (Some(found), Some(wanted)) => same(&found, &wanted),
+        (found, wanted) => found == wanted,
+    }
 }
 
 fn differs(name: &str, option: &str, asked: &str, found: Option<&str>) -> Error {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use queue_core::{Client, Declare, Entry, Error, ErrorKind, Topology};
+use queue_core::{Client, Declare, Entry, Error, ErrorKind, Source, Topology};
 use queue_sqs::DRIVER;
 use tokio::time::timeout;
 
@@ -18,14 +18,16 @@ type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 const PAGE: &str = include_str!("../../docs/sqs.md");
 const TOPIC: &str = "topic:orders";
-/// The topic and the queue that the page names.
-const NAMES: [&str; 2] = ["orders", "orders--billing"];
+/// The same by its ARN, as somebody else addresses it.
+const ARN: &str = "topic:arn:aws:sns:us-east-1:000000000000:orders";
+/// The topic and the queue that the page names, and what stands for those of which IAM knows no name.
+const NAMES: [&str; 3] = ["orders", "orders--billing", "*"];
 /// What is asked for where it is granted, and what is done without it elsewhere.
 const TOLERATED: [&str; 3] = ["ListQueues", "ListTopics", "GetTopicAttributes"];
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Actions on the topic and on the queue of the group.
-type Rights = [BTreeSet<String>; 2];
+/// Actions on each of them.
+type Rights = [BTreeSet<String>; 3];
 
 /// What is done, and what it needs.
 fn rows() -> Vec<(&'static str, Rights)> {
@@ -38,7 +40,7 @@ fn rows() -> Vec<(&'static str, Rights)> {
     table
         .map(|line| {
             let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-            (cells[0], [actions(cells[1]), actions(cells[2])])
+            (cells[0], [actions(cells[1]), actions(cells[2]), actions(cells[3])])
         })
         .collect()
 }
@@ -46,13 +48,13 @@ fn rows() -> Vec<(&'static str, Rights)> {
 #[tokio::test]
 async fn each_way_to_use_topics_needs_the_rights_that_the_page_names() -> Result<(), Failure> {
     let rows = rows();
-    assert_eq!(rows.len(), 8, "each row has its way of use below");
+    assert_eq!(rows.len(), 12, "each row has its way of use below");
     for (what, rights) in rows {
         let (done, refused) = attempt(what, &rights).await?;
         assert!(done.is_ok(), "{what}: {done:?}");
         let beyond: Vec<_> = refused.iter().filter(|action| !TOLERATED.contains(&action.as_str())).collect();
         assert!(beyond.is_empty(), "{what} asks for {beyond:?}, and works without");
-        for on in 0..2 {
+        for on in 0..NAMES.len() {
             for left_out in &rights[on] {
                 let mut less = rights.clone();
                 less[on].remove(left_out);
@@ -92,21 +94,30 @@ async fn use_it(admin: &Client, user: &Client, what: &str) -> Result<(), Error> 
         return user.declare(&group).await;
     }
     if what == "send to a topic, `declare = create`" {
-        return send(user, Declare::Create).await;
+        return send(user, TOPIC, Declare::Create).await;
+    }
+    if what == "create a group of a topic by its ARN" {
+        admin.declare(&Topology::from_iter([Entry::new(TOPIC.parse()?)])).await?;
+        let mut entry = Entry::new(ARN.parse()?);
+        entry.group = Some("billing".into());
+        return user.declare(&Topology::from_iter([entry])).await;
     }
     admin.declare(&group).await?;
     match what {
-        "send to a topic, `declare = assume`" => send(user, Declare::Assume).await,
-        "send to a topic, `declare = verify`" => send(user, Declare::Verify).await,
+        "send to a topic, `declare = assume`" => send(user, TOPIC, Declare::Assume).await,
+        "send to a topic, `declare = verify`" => send(user, TOPIC, Declare::Verify).await,
+        "send to a topic by its ARN, `declare = create`" => send(user, ARN, Declare::Create).await,
         "receive by a group, `declare = assume`" => receive(admin, user).await,
         "verify a group" => user.verify(&group).await,
+        "`stats` of a group" => user.stats(&Source::new(TOPIC.parse()?).with_group("billing")?).await.map(drop),
+        "`purge` a topic" => user.purge(TOPIC).await,
         "delete a topic and its groups" => user.delete(TOPIC).await,
         other => panic!("nobody knows how to {other}"),
     }
 }
 
-async fn send(user: &Client, declare: Declare) -> Result<(), Error> {
-    let sender = user.sender(TOPIC).declare(declare).deadline(Duration::from_secs(1)).await?;
+async fn send(user: &Client, to: &str, declare: Declare) -> Result<(), Error> {
+    let sender = user.sender(to).declare(declare).deadline(Duration::from_secs(1)).await?;
     sender.send("x").await.map(drop)
 }
 

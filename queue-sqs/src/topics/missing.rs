@@ -56,7 +56,7 @@ impl Topics {
         match *self {}
     }
 
-    pub(crate) async fn groups(&self, _name: &str) -> Result<Vec<String>> {
+    pub(crate) async fn groups(&self, _: &Queues, _name: &str) -> Result<Vec<String>> {
         match *self {}
     }
 

@@ -3,12 +3,16 @@
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use queue_core::{Error, ErrorKind, Result};
 
-use super::{Topics, partition, policy, untold};
+use super::policy::{self, Allows};
+use super::{Topics, partition, untold};
 use crate::address::{is_fifo, place};
 use crate::queues::Queues;
+use crate::topology::NONE;
 
 /// The attribute of a subscription without which messages come in an envelope of SNS.
 const RAW: &str = "RawMessageDelivery";
+/// What is told of a subscription that the owner of the queue has to confirm first, and the attribute that tells it.
+const PENDING: &str = "PendingConfirmation";
 /// How a queue subscribes.
 const PROTOCOL: &str = "sqs";
 
@@ -36,36 +40,46 @@ impl Topics {
         let present = told.remove(&asked[1]).filter(|policy| !policy.is_empty());
         let allowed = policy::judge(present.as_deref(), &arn, &own)
             .map_err(|why| conflict(name, queue, "Policy", "a document of policy", why))?;
-        if !create {
-            if allowed == policy::Allows::No {
-                return Err(conflict(name, queue, "Policy", "sqs:SendMessage for the topic", "none"));
-            }
-            return self.check_subscription(name, &arn, queue, &own).await;
-        }
-        // Before the subscription: what is published from then on has to get through.
-        if allowed != policy::Allows::Yes {
-            queues.set_policy(queue, &policy::with_ours(present.as_deref(), &arn, &own)).await?;
+        let refused = |found| Err(conflict(name, queue, "Policy", "sqs:SendMessage for the topic", found));
+        match allowed {
+            Allows::Denied => return refused("Deny"),
+            Allows::No if !create => return refused(NONE),
+            _ if !create => return self.check_subscription(name, &arn, queue, &own).await,
+            Allows::Yes => {}
+            _ if policy::has_ours(present.as_deref(), &arn, &own) => {}
+            // Before the subscription: what is published from then on has to get through.
+            _ => queues.set_policy(queue, &policy::with_ours(present.as_deref(), &arn, &own)).await?,
         }
         let request = self.admin.subscribe().topic_arn(&*arn).protocol(PROTOCOL).endpoint(&own);
-        let result = request.attributes(RAW, "true").return_subscription_arn(true).send().await;
+        // Without being told to, SNS answers with an ARN only where nobody has to confirm.
+        let result = request.attributes(RAW, "true").send().await;
         match self.note("subscribe", name, result) {
+            Ok(answer) if answer.subscription_arn().is_some_and(is_arn) => Ok(()),
+            Ok(_) => Err(unconfirmed(name, queue, PENDING)),
             // With attributes of somebody else's, such as a filter.
             Err(error) if error.kind() == ErrorKind::Conflict => self.check_subscription(name, &arn, queue, &own).await,
-            other => other.map(drop),
+            Err(error) => Err(error),
         }
     }
 
-    /// Refuses a subscription that is missing, and one by which messages come in an envelope.
+    /// Refuses a subscription that is missing or not confirmed, and one by which messages come in an envelope.
     async fn check_subscription(&self, name: &str, arn: &str, queue: &str, own: &str) -> Result<()> {
-        let subscriptions = self.subscriptions(name, arn).await?;
-        let Some(subscription) = subscriptions.into_iter().find(|s| s.endpoint == own).map(|s| s.arn) else {
+        let subscriptions = self.subscriptions(name, arn).await?.into_iter().filter(|s| s.endpoint == own);
+        // One that was deleted is told for a while.
+        let Some(subscription) = subscriptions.map(|s| s.arn).max_by_key(|arn| is_arn(arn)) else {
             return Err(Error::new(ErrorKind::NotFound, "the queue of the group is not subscribed to the topic")
                 .with_operation("verify")
                 .with_context("address", name)
                 .with_context("queue", queue));
         };
+        if !is_arn(&subscription) {
+            return Err(unconfirmed(name, queue, &subscription));
+        }
         let result = self.admin.get_subscription_attributes().subscription_arn(subscription).send().await;
         let attributes = self.note("read subscription", name, result)?.attributes.unwrap_or_default();
+        if attributes.get(PENDING).is_some_and(|pending| pending.eq_ignore_ascii_case("true")) {
+            return Err(unconfirmed(name, queue, PENDING));
+        }
         match attributes.get(RAW).map(String::as_str) {
             Some("true" | "True") => Ok(()),
             found => Err(conflict(name, queue, RAW, "true", found.unwrap_or("false"))),
@@ -90,15 +104,30 @@ impl Topics {
         }
     }
 
-    /// The queues of the groups of a topic, as far as they are named so.
-    pub(crate) async fn groups(&self, name: &str) -> Result<Vec<String>> {
+    /// The queues of the groups of a topic, as far as they are named so and are where this client finds queues by name:
+    /// those of other accounts and regions are their owners'.
+    pub(crate) async fn groups(&self, queues: &Queues, name: &str) -> Result<Vec<String>> {
         let arn = self.arn(name).await?;
         let bare = self.place(name)?.name;
         let (stem, fifo) = bare.strip_suffix(".fifo").map_or((bare, false), |stem| (stem, true));
         let prefix = format!("{stem}--");
-        let subscriptions = self.subscriptions(name, &arn).await?;
-        let names = subscriptions.iter().filter_map(|s| place(&s.endpoint)).map(|place| place.name);
-        Ok(names.filter(|n| n.starts_with(&prefix) && is_fifo(n) == fifo).map(str::to_owned).collect())
+        let mut groups = Vec::new();
+        for subscription in self.subscriptions(name, &arn).await? {
+            let Some(queue) = place(&subscription.endpoint).filter(|queue| queue.region == Some(self.region())) else {
+                continue;
+            };
+            if !queue.name.starts_with(&prefix) || is_fifo(queue.name) != fifo {
+                continue;
+            }
+            match queues.url(queue.name).await {
+                Ok(url) if place(&url).is_some_and(|own| own.account == queue.account) => {
+                    groups.push(queue.name.to_owned());
+                }
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(groups)
     }
 }
 
@@ -107,6 +136,14 @@ struct Subscription {
     arn: String,
     /// The queue's ARN.
     endpoint: String,
+}
+
+fn is_arn(text: &str) -> bool {
+    text.starts_with("arn:")
+}
+
+fn unconfirmed(name: &str, queue: &str, found: &str) -> Error {
+    conflict(name, queue, "subscription", "confirmed", found)
 }
 
 fn conflict(name: &str, queue: &str, option: &str, asked: &str, found: &str) -> Error {

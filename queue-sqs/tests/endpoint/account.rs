@@ -92,12 +92,24 @@ impl Account {
     }
 
     pub fn url(&self, name: &str) -> String {
-        format!("{}/{ID}/{name}", self.base)
+        self.url_in(ID, name)
+    }
+
+    /// Another account has the same queues.
+    pub fn url_in(&self, id: &str, name: &str) -> String {
+        format!("{}/{id}/{name}", self.base)
     }
 }
 
 pub fn arn(name: &str) -> String {
     format!("{ARN}{name}")
+}
+
+/// The ARN of the queue at this URL.
+pub fn arn_at(url: &str) -> String {
+    let mut parts = url.rsplit('/');
+    let (name, id) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    arn(name).replace(ID, id)
 }
 
 pub fn name_of_arn(arn: &str) -> Option<&str> {

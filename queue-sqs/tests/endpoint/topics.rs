@@ -31,6 +31,8 @@ pub struct Subscription {
     pub arn: String,
     /// The ARN of the queue.
     pub endpoint: String,
+    /// The owner of the queue has subscribed it, or said yes.
+    pub confirmed: bool,
     pub attributes: BTreeMap<String, String>,
 }
 
@@ -66,7 +68,7 @@ pub fn publish(state: &mut State, arn: &str, entry: Entry, now: Instant) -> Resu
     for subscription in &topic.subscriptions {
         let raw = subscription.attributes.get("RawMessageDelivery").is_some_and(|raw| raw == "true");
         let name = account::name_of_arn(&subscription.endpoint).unwrap_or_default();
-        let Some(queue) = state.queues.get_mut(name) else { continue };
+        let Some(queue) = state.queues.get_mut(name).filter(|_| subscription.confirmed) else { continue };
         let policy = queue.attributes.get("Policy").unwrap_or_default();
         let allowed = policy.contains("sqs:SendMessage") && policy.contains(arn);
         if !allowed || (raw && entry.message_attributes.len() > MAX_ATTRIBUTES) {

@@ -87,9 +87,10 @@ fn of_sqs(target: &str, body: &str) -> (String, Vec<String>) {
 /// The topic of a request, and the action that it needs.
 fn of_sns(body: &str) -> (String, Vec<String>) {
     let form: BTreeMap<String, String> = form_urlencoded::parse(body.as_bytes()).into_owned().collect();
-    // A subscription's ARN goes on behind that of its topic.
-    let arn = form.get("TopicArn").or_else(|| form.get("SubscriptionArn"));
-    let topic = arn.and_then(|arn| arn.split(':').nth(5)).or_else(|| form.get("Name").map(String::as_str));
+    let arn = form.get("TopicArn").and_then(|arn| arn.split(':').nth(5));
+    // IAM has no name for a subscription.
+    let subscription = form.get("SubscriptionArn").map(|_| "*");
+    let topic = arn.or(subscription).or_else(|| form.get("Name").map(String::as_str));
     let action = form.get("Action").map(|action| action.trim_end_matches("Batch").to_owned());
     (topic.unwrap_or_default().to_owned(), action.into_iter().collect())
 }

@@ -87,8 +87,11 @@ fn subscribe(account: &Account, form: &Form) -> Result<String, Refusal> {
         return Ok(element("SubscriptionArn", &known.arn));
     }
     let own = format!("{arn}:{}", uuid::Uuid::now_v7());
-    let answer = element("SubscriptionArn", &own);
-    topic.subscriptions.push(Subscription { arn: own, endpoint: endpoint.to_owned(), attributes: said });
+    // Who asks owns what is in this account; others are asked first.
+    let confirmed = super::super::account::name_of_arn(endpoint).is_some();
+    let told = confirmed || form.get("ReturnSubscriptionArn").is_some_and(|asked| asked == "true");
+    let answer = element("SubscriptionArn", if told { &own } else { "pending confirmation" });
+    topic.subscriptions.push(Subscription { arn: own, endpoint: endpoint.to_owned(), confirmed, attributes: said });
     Ok(answer)
 }
 
@@ -104,7 +107,8 @@ fn list(account: &Account, form: &Form) -> Result<String, Refusal> {
     let topic = state.topics.get(field(form, "TopicArn")?).ok_or_else(no_topic)?;
     let from: usize = form.get("NextToken").and_then(|token| token.parse().ok()).unwrap_or_default();
     let page = topic.subscriptions.iter().skip(from).take(PAGE).map(|s| {
-        let fields = [("SubscriptionArn", &*s.arn), ("Protocol", "sqs"), ("Endpoint", &*s.endpoint)];
+        let arn = if s.confirmed { &*s.arn } else { "PendingConfirmation" };
+        let fields = [("SubscriptionArn", arn), ("Protocol", "sqs"), ("Endpoint", &*s.endpoint)];
         element("member", &fields.map(|(name, value)| element(name, value)).concat())
     });
     let mut answer = element("Subscriptions", &page.collect::<String>());
