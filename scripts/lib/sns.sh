@@ -5,7 +5,7 @@ sns_list="${root:?}/scripts/lib/moto.txt"
 sns_python="$cache_dir/moto-$(cksum <"$sns_list" | cut -d' ' -f1)"
 
 sns_prepare() {
-  make_python "$sns_python" -r "$sns_list"
+  make_python "$sns_python" --require-hashes -r "$sns_list"
   mkdir -p "$(dir_of sns)"
 }
 
