@@ -118,3 +118,53 @@ impl Circuit {
         opens
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn circuit(failures: u32) -> Circuit {
+        Circuit::new(Breaker::new(failures).pause(SECOND, 4 * SECOND))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_failures_in_a_row_open_it() {
+        let mut circuit = circuit(3);
+        for _ in 0..10 {
+            assert!(!circuit.failed(false));
+            assert!(!circuit.failed(false));
+            assert!(!circuit.succeeded());
+        }
+        assert!(!circuit.failed(false));
+        assert!(!circuit.failed(false));
+        assert!(circuit.failed(false));
+        assert!(matches!(circuit.pass(0), Pass::NotBefore(_)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_message_tries_when_the_others_are_through() {
+        let mut circuit = circuit(3);
+        assert!(circuit.failed(true));
+        // Says nothing of how things are now.
+        assert!(circuit.succeeded());
+        advance(SECOND).await;
+        assert_eq!(circuit.pass(2), Pass::NotNow);
+        assert_eq!(circuit.pass(0), Pass::Yes);
+        assert_eq!(circuit.pass(1), Pass::NotNow);
+        assert!(circuit.failed(false));
+        advance(SECOND).await;
+        assert!(matches!(circuit.pass(0), Pass::NotBefore(_)), "the pause doubles");
+        advance(SECOND).await;
+        assert_eq!(circuit.pass(0), Pass::Yes);
+        assert!(!circuit.succeeded());
+        assert_eq!(circuit.pass(1), Pass::Yes);
+        // It begins anew.
+        assert!(circuit.failed(true));
+        advance(SECOND).await;
+        assert_eq!(circuit.pass(0), Pass::Yes);
+    }
+}

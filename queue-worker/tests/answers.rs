@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use common::{Outcome, Running, broker, only, receiver};
 use queue_core::{Message, dead_letter};
-use queue_worker::{Backoff, Batches, Breaker, Failure, Job, Json, OrFail, Payload, Retry, Router, Worker};
+use queue_worker::{
+    Backoff, Batches, Breaker, Failure, IntoHandler, Job, Json, OrFail, Payload, Retry, Router, Worker,
+};
 use tokio::time::Instant;
+use tower::limit::ConcurrencyLimit;
 
 const SHORT: Duration = Duration::from_secs(1);
 
@@ -186,7 +189,7 @@ async fn what_is_unavailable_counts_no_attempt() -> Outcome {
 #[tokio::test(start_paused = true)]
 async fn a_breaker_burns_no_attempts_while_a_dependency_is_away() -> Outcome {
     let client = broker().await?;
-    client.sender("orders").await?.send_batch((0..100).map(|n| n.to_string())).await?;
+    client.sender("orders").await?.send_batch((0..7).map(|n| n.to_string())).await?;
     let breaker = Breaker::new(5).pause(SHORT, 8 * SHORT);
     let worker = Worker::new(client.receiver("orders").max_deliveries(2).await?).concurrency(1).breaker(breaker);
     let (began, away) = (Instant::now(), 60 * SHORT);
@@ -198,12 +201,12 @@ async fn a_breaker_burns_no_attempts_while_a_dependency_is_away() -> Outcome {
     });
     running.until(|counts| counts.failed == 5).await?;
     assert!(running.control.is_open());
-    running.until(|counts| counts.processed == 100).await?;
+    running.until(|counts| counts.processed == 7).await?;
     assert!(!running.control.is_open());
     let report = running.stop().await?;
     assert_eq!(report.counts.dead_lettered, 0);
     // Five until it opened, then a try after each pause: of 1, 2, 4, and then 8 seconds, less what is left to chance.
-    let tries = calls.load(Ordering::Relaxed) - 100;
+    let tries = calls.load(Ordering::Relaxed) - 7;
     assert!((5 + 8..=5 + 14).contains(&tries), "{tries}");
     assert!(report.is_clean(), "{report:?}");
     Ok(())
@@ -230,7 +233,7 @@ async fn json_is_read_and_what_is_none_is_a_dead_letter() -> Outcome {
         async move { assert_eq!(job.attempt(), 1) }
     });
     running.until(|counts| counts.processed == 2 && counts.dead_lettered == 2).await?;
-    running.stop().await?;
+    assert_eq!(running.stop().await?.counts.failed, 2);
     assert_eq!(sum.load(Ordering::Relaxed), 15);
     let mut dead = receiver(&client, "orders-dlq").await?;
     let mut reasons = Vec::new();
@@ -249,23 +252,25 @@ async fn json_is_read_and_what_is_none_is_a_dead_letter() -> Outcome {
 async fn a_router_finds_the_handler_and_says_when_there_is_none() -> Outcome {
     let client = broker().await?;
     let orders = client.sender("orders").await?;
-    for kind in ["add", "add", "subtract", "divide"] {
+    for kind in ["add", "subtract", "add", "subtract", "add", "divide"] {
         orders.send(Message::new("5").header("type", kind)).await?;
     }
     orders.send("5").await?;
     let total = Arc::new(AtomicU32::new(100));
     let (plus, minus) = (total.clone(), total.clone());
+    let subtract = move |Json(n): Json<u32>| {
+        minus.fetch_sub(n, Ordering::Relaxed);
+        async { Ok::<_, Failure>(()) }
+    };
     let router = Router::by_header("type")
         .route("add", move |Json(n): Json<u32>| {
             plus.fetch_add(n, Ordering::Relaxed);
             async {}
         })
-        .route("subtract", move |Json(n): Json<u32>| {
-            minus.fetch_sub(n, Ordering::Relaxed);
-            async { Ok::<_, Failure>(()) }
-        });
+        // One that has to be asked each time whether it is ready.
+        .route("subtract", ConcurrencyLimit::new(subtract.into_handler(), 1));
     let running = Running::start(Worker::new(client.receiver("orders").await?), router);
-    running.until(|counts| counts.processed == 3 && counts.dead_lettered == 2).await?;
+    running.until(|counts| counts.processed == 5 && counts.dead_lettered == 2).await?;
     running.stop().await?;
     assert_eq!(total.load(Ordering::Relaxed), 105);
     let mut dead = receiver(&client, "orders-dlq").await?;

@@ -65,6 +65,22 @@ async fn as_many_handlers_run_as_may_and_no_more() -> Outcome {
 }
 
 #[tokio::test(start_paused = true)]
+async fn one_that_is_stuck_stops_no_other() -> Outcome {
+    let client = broker().await?;
+    numbers(&client, 10).await?;
+    let worker = Worker::new(client.receiver("orders").await?).concurrency(2).drain(SHORT);
+    let running = Running::start(worker, |job: Job| async move {
+        match job.text() {
+            Some("0") => std::future::pending().await,
+            _ => sleep(SHORT).await,
+        }
+    });
+    running.until(|counts| counts.processed == 9).await?;
+    assert_eq!(running.stop().await?.counts.released, 1);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn layers_of_tower_wrap_the_handler() -> Outcome {
     let client = broker().await?;
     numbers(&client, 20).await?;
@@ -155,19 +171,26 @@ async fn a_drain_lets_handlers_end() -> Outcome {
     let client = broker().await?;
     numbers(&client, 50).await?;
     let worker = Worker::new(client.receiver("orders").await?).concurrency(10).drain(5 * SHORT);
-    let running = Running::start(worker, |_: Job| sleep(4 * SHORT));
+    // The last one ends alone.
+    let running = Running::start(worker, |job: Job| match job.text() {
+        Some("9") => sleep(4 * SHORT),
+        _ => sleep(3 * SHORT),
+    });
     sleep(SHORT).await;
-    let began = Instant::now();
-    let report = running.stop().await?;
-    assert!(began.elapsed() < 4 * SHORT, "{:?}", began.elapsed());
-    assert!(report.is_clean(), "{report:?}");
-    assert_eq!((report.counts.processed, report.counts.released), (10, 40));
+    running.control.stop();
+    // Others have the rest before it is over.
     let mut rest = receiver(&client, "orders").await?;
     for _ in 0..40 {
         let delivery = timeout(SHORT, rest.receive()).await??;
         assert_eq!(delivery.attempt(), 1);
         delivery.ack();
     }
+    assert_eq!(running.control.running(), 10);
+    let began = Instant::now();
+    let report = running.end().await?;
+    assert!(began.elapsed() < 4 * SHORT, "{:?}", began.elapsed());
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((report.counts.processed, report.counts.released), (10, 40));
     assert!(timeout(SHORT, rest.receive()).await.is_err());
     Ok(())
 }
