@@ -133,7 +133,8 @@ impl<H: BatchHandler> Start for Many<H> {
                 };
                 works.into_iter().zip(results).for_each(|(work, result)| work.finish(result));
             },
-        );
+        )
+        .await;
         ended
     }
 }

@@ -8,6 +8,7 @@ mod counts;
 mod failure;
 mod handler;
 mod job;
+mod light;
 mod limit;
 mod payload;
 mod report;

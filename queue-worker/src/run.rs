@@ -4,13 +4,14 @@ use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use queue_core::{Delivery, Error, ErrorKind, Receiver};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, spawn};
+use tokio::task::{AbortHandle, JoinHandle, spawn};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use tower_service::Service;
 
@@ -18,6 +19,7 @@ use crate::breaker::Pass;
 use crate::control::Wish;
 use crate::failure::{BoxError, Failure};
 use crate::job::Job;
+use crate::light::Light;
 use crate::report::Report;
 use crate::task::{Place, Shared, Work};
 
@@ -44,6 +46,7 @@ pub(crate) struct Run {
     handlers: Vec<AbortHandle>,
     /// How many of those there are when the ended ones are taken out.
     sweep: usize,
+    light: Light,
     wish: watch::Receiver<Wish>,
 }
 
@@ -51,7 +54,7 @@ impl Run {
     pub(crate) fn new(receiver: Receiver, shared: Arc<Shared>, drain: Duration, until: BoxFuture<'static, ()>) -> Self {
         let mut wish = shared.state.wish.subscribe();
         wish.mark_changed();
-        Self { receiver, shared, drain, until, handlers: Vec::new(), sweep: SWEEP, wish }
+        Self { receiver, shared, drain, until, handlers: Vec::new(), sweep: SWEEP, light: Light::new(), wish }
     }
 
     pub(crate) async fn serve(mut self, mut start: impl Start) -> Report {
@@ -122,8 +125,8 @@ impl Run {
         }
     }
 
-    /// Runs a handler in a task of its own, which ends with `finish`.
-    pub(crate) fn run<F, T, E>(
+    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light.
+    pub(crate) async fn run<F, T, E>(
         &mut self,
         call: impl FnOnce() -> F,
         finish: impl FnOnce(Result<T, Failure>) + Send + 'static,
@@ -139,7 +142,7 @@ impl Run {
         };
         let place = Place::take(&self.shared);
         let deadline = self.shared.deadline;
-        let task = spawn(async move {
+        let task = async move {
             let began = place.began();
             // What is left of the handler is gone before its message is answered.
             let result = {
@@ -155,7 +158,21 @@ impl Run {
             place.ended(began, &result);
             finish(result);
             drop(place);
-        });
+        };
+        if !self.light.is_tried() {
+            return self.spawned(spawn(task));
+        }
+        let mut task = Box::pin(task);
+        let began = std::time::Instant::now();
+        if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
+            self.light.ended(began.elapsed());
+        } else {
+            self.light.waits();
+            self.spawned(spawn(task));
+        }
+    }
+
+    fn spawned(&mut self, task: JoinHandle<()>) {
         if self.handlers.len() >= self.sweep {
             self.handlers.retain(|handler| !handler.is_finished());
             self.sweep = SWEEP.max(2 * self.handlers.len());
@@ -201,7 +218,7 @@ where
                 .with_operation("work")
                 .with_source(error.into()));
         }
-        run.run(|| self.0.call(job), move |result| work.finish(result));
+        run.run(|| self.0.call(job), move |result| work.finish(result)).await;
         Ok(())
     }
 }
