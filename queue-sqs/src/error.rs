@@ -55,7 +55,7 @@ fn before_an_answer(error: &(dyn StdError + 'static)) -> Error {
     }
     let texts: Vec<String> = chain.iter().map(ToString::to_string).collect();
     let any = |needle: &str| texts.iter().any(|t| t.contains(needle));
-    if any("credentials") || any("identity") {
+    if any("credential") || any("identity") {
         // They come over the network, too: from an instance's metadata, from STS.
         return Error::new(ErrorKind::Unauthorized, "no credentials could be loaded")
             .with_outcome(Outcome::NotSent)

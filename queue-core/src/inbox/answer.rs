@@ -146,9 +146,15 @@ impl Inbox {
         pause.saturating_add(pause.min(crate::memory::LONG).mul_f64(0.2 * fastrand::f64()))
     }
 
-    pub(crate) fn retry(self: &Arc<Self>, held: Held, delay: Option<Duration>, why: &str) -> Answered {
+    /// `why` makes the reason of the dead letter in the last attempt; it gets which attempt that was.
+    pub(crate) fn retry(
+        self: &Arc<Self>,
+        held: Held,
+        delay: Option<Duration>,
+        why: impl FnOnce(String) -> Reason,
+    ) -> Answered {
         if held.attempt >= self.config.max_deliveries {
-            let reason = Reason::text(format!("{why} in attempt {} of {}", held.attempt, self.config.max_deliveries));
+            let reason = why(format!("attempt {} of {}", held.attempt, self.config.max_deliveries));
             return self.dead_letter(held, reason);
         }
         if delay.is_none() && self.capabilities.own_backoff && !self.in_place() {
@@ -295,7 +301,7 @@ impl Inbox {
 
     pub(crate) fn dropped(self: &Arc<Self>, held: Held) {
         self.client.warn_dropped(&self.source);
-        self.retry(held, None, "dropped without an answer");
+        self.retry(held, None, |attempts| Reason::text(format!("dropped without an answer in {attempts}")));
     }
 
     /// Gives back what was fetched and never handed out.
