@@ -5,24 +5,22 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use parking_lot::Mutex;
 use queue_core::{
-    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, ErrorKind,
-    EventKind, Events, Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, EventKind,
+    Events, Health, Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
 };
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::address::{Kind, Target, is_fifo, name_of, queue_of, topic_name_of};
+use crate::capabilities::{MAX_LEASE, MAX_MESSAGE, of_queue, of_topic};
 use crate::config::{Clients, SqsConfig};
 use crate::consumer::SqsConsumer;
-use crate::convert;
-use crate::door::MAX_PUBLISH;
 use crate::error::{self, Words};
 use crate::link::Link;
 use crate::producer::{self, SqsProducer};
@@ -30,16 +28,8 @@ use crate::queues::Queues;
 use crate::topics::{self, Topics};
 use crate::topology::{self, Native};
 
-/// The largest message and batch of SQS, and of a queue that does not tell its own limit.
-const MAX_MESSAGE: usize = 1 << 20;
 /// The largest message of a broker that knows no such attribute: the limit of SQS until 2025, ElasticMQ's today.
 const OLD_MAX_MESSAGE: usize = 256 << 10;
-/// Most messages that one call of a producer takes; it cuts them itself.
-const MAX_BATCH: usize = 4096;
-/// The longest time that a message stays with a receiver, from its receipt.
-pub(crate) const MAX_LEASE: Duration = Duration::from_secs(12 * 3600);
-/// The longest delay of a retry: an hour less, so that it fits behind the time the message was worked on.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(11 * 3600);
 
 /// Amazon SQS, or an endpoint that speaks its protocol.
 ///
@@ -228,37 +218,6 @@ impl SqsBroker {
 
 fn region(of: Option<&aws_sdk_sqs::config::Region>) -> &str {
     of.map_or("(no region)", AsRef::as_ref)
-}
-
-/// What every queue can do; `None` is the upper bound over both kinds.
-fn of_queue(fifo: Option<bool>, max_message: usize) -> Capabilities {
-    let mut can = Capabilities::default();
-    can.max_message_bytes = max_message;
-    can.max_batch = MAX_BATCH;
-    can.per_request = true;
-    can.max_lease = Some(MAX_LEASE);
-    can.ordering = if fifo == Some(false) { Ordering::None } else { Ordering::PerKey };
-    can.delayed_send = fifo != Some(true);
-    can.max_delay = if can.delayed_send { convert::MAX_DELAY } else { Duration::ZERO };
-    can.delayed_retry = true;
-    can.retry_via = RetryVia::Broker;
-    can.max_retry_delay = MAX_RETRY_DELAY;
-    can.dead_letter = true;
-    can.tombstones = true;
-    can.typed_headers = true;
-    can.delivery_count = DeliveryCount::Receives;
-    can.durable = true;
-    can.purge = true;
-    can.stats = true;
-    can
-}
-
-/// What a sender to a topic can do.
-fn of_topic(fifo: bool) -> Capabilities {
-    let mut can = of_queue(Some(fifo), MAX_PUBLISH);
-    can.delayed_send = false;
-    can.max_delay = Duration::ZERO;
-    can
 }
 
 #[async_trait]

@@ -4,6 +4,7 @@
 mod address;
 mod answers;
 mod broker;
+mod capabilities;
 mod config;
 mod consumer;
 mod convert;

@@ -48,7 +48,7 @@ pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: 
             let topics = topics.ok_or_else(|| topics::unsupported().with_context("address", &entry.address))?;
             let name = topic_name_of(&entry.address)?;
             if entry.group.is_none() {
-                no_options(&entry.native)?;
+                bare(entry)?;
             }
             topics.ensure(name, create).await?;
             if entry.group.is_none() {
@@ -84,16 +84,32 @@ pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: 
     Ok(())
 }
 
+/// Refuses what is asked of a topic and not of a group.
+fn bare(entry: &Entry) -> Result<()> {
+    no_options(&entry.native)?;
+    let asked = [
+        ("retention", entry.retention.is_some()),
+        ("dead_letter", entry.dead_letter.is_some()),
+        ("max_deliveries", entry.max_deliveries.is_some()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        None => Ok(()),
+        Some((option, _)) => Err(of_groups(option).with_context("address", &entry.address)),
+    }
+}
+
 /// Refuses options for a topic: it has none here, its groups' queues have.
 pub(crate) fn no_options(options: &Options) -> Result<()> {
     match options.keys().next() {
         None => Ok(()),
-        Some(option) => {
-            Err(Error::new(ErrorKind::InvalidConfig, "a topic of SNS takes no options; the queues of its groups do")
-                .with_operation("configure")
-                .with_context("option", option))
-        }
+        Some(option) => Err(of_groups(option)),
     }
+}
+
+fn of_groups(option: &str) -> Error {
+    Error::new(ErrorKind::InvalidConfig, "a topic of SNS takes no options; the queues of its groups do")
+        .with_operation("configure")
+        .with_context("option", option)
 }
 
 /// What an entry asks for explicitly.

@@ -10,13 +10,14 @@ use tokio::time::timeout;
 mod endpoint;
 #[path = "support/proxy.rs"]
 mod proxy;
+#[path = "support/table.rs"]
+mod table;
 
 use endpoint::Endpoint;
 use proxy::{Allowed, Proxy};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-const PAGE: &str = include_str!("../../docs/sqs.md");
 const TOPIC: &str = "topic:orders";
 /// The same by its ARN, as somebody else addresses it.
 const ARN: &str = "topic:arn:aws:sns:us-east-1:000000000000:orders";
@@ -27,27 +28,11 @@ const TOLERATED: [&str; 3] = ["ListQueues", "ListTopics", "GetTopicAttributes"];
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Actions on each of them.
-type Rights = [BTreeSet<String>; 3];
-
-/// What is done, and what it needs.
-fn rows() -> Vec<(&'static str, Rights)> {
-    let section = PAGE.split("\n## Topics\n").nth(1).and_then(|rest| rest.split("\n## ").next()).unwrap_or_default();
-    let table = section.lines().filter(|line| line.starts_with("| ") && !line.contains("---")).skip(1);
-    let actions = |cell: &str| {
-        let names = cell.split(", ").map(|name| name.trim().trim_matches('`'));
-        names.filter(|name| *name != "–").map(str::to_owned).collect()
-    };
-    table
-        .map(|line| {
-            let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-            (cells[0], [actions(cells[1]), actions(cells[2]), actions(cells[3])])
-        })
-        .collect()
-}
+type Rights = table::Rights<3>;
 
 #[tokio::test]
 async fn each_way_to_use_topics_needs_the_rights_that_the_page_names() -> Result<(), Failure> {
-    let rows = rows();
+    let rows = table::rows(table::section("Topics"));
     assert_eq!(rows.len(), 12, "each row has its way of use below");
     for (what, rights) in rows {
         let (done, refused) = attempt(what, &rights).await?;

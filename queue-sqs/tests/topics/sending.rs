@@ -123,6 +123,15 @@ async fn options_and_limits_of_a_topic_are_told() -> Outcome {
     let client = connect(&endpoint).await?;
     let refused = client.sender("topic:orders").native("DelaySeconds", "1").await.unwrap_err();
     assert_eq!((refused.kind(), refused.context("option")), (ErrorKind::InvalidConfig, Some("DelaySeconds")));
+    let mut entry = Entry::new("topic:orders".parse()?);
+    entry.retention = Some(Duration::from_secs(60));
+    let kept = entry.clone();
+    (entry.retention, entry.max_deliveries) = (None, Some(3));
+    for (entry, option) in [(kept, "retention"), (entry, "max_deliveries")] {
+        let refused = client.declare(&Topology::from_iter([entry])).await.unwrap_err();
+        assert_eq!((refused.kind(), refused.context("option")), (ErrorKind::InvalidConfig, Some(option)));
+    }
+    assert_eq!(endpoint.counts().of("CreateTopic"), 0, "nothing is made");
     let refused = client.sender("topic:orders").require_route(true).await.unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Unsupported, "{refused}");
     let refused = client.receiver("topic:orders").await.unwrap_err();
