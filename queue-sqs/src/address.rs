@@ -9,8 +9,6 @@ const MAX_NAME: usize = 80;
 /// The longest name of a topic, `.fifo` included.
 const MAX_TOPIC: usize = 256;
 const FIFO: &str = ".fifo";
-/// What the name of a queue of dead letters ends in, before `.fifo`.
-const DEAD: &str = "-dlq";
 /// What the names of Amazon's own hosts end in, of one IP and of both.
 const SUFFIXES: &[&str] = &[
     ".amazonaws.com",
@@ -128,7 +126,7 @@ pub(crate) fn name_of(address: &Address) -> Result<&str> {
             Error::unsupported("this is for queues, and the address is a topic's").with_context("address", address)
         );
     }
-    let name = dead_of_group(address.name());
+    let name = of_group(address.name());
     if place(name).is_some() {
         return Ok(name);
     }
@@ -137,14 +135,8 @@ pub(crate) fn name_of(address: &Address) -> Result<&str> {
     Err(Error::new(ErrorKind::InvalidInput, why).with_context("address", address))
 }
 
-/// That of a group's dead letters, whose name comes from the topic's ARN as the group's does.
-fn dead_of_group(name: &str) -> &str {
-    let own = of_group(name);
-    if own.strip_suffix(FIFO).unwrap_or(own).ends_with(DEAD) { own } else { name }
-}
-
-/// The queue of a group, whose name begins with the topic's ARN where that is the address: it is the subscriber's own,
-/// wherever the topic is.
+/// The queue of a group, and that of its dead letters, whose names begin with the topic's ARN where that is the address:
+/// they are the subscriber's own, wherever the topic is. Nobody gives such an address: `--` is the library's.
 fn of_group(name: &str) -> &str {
     match topic_place(name) {
         Some(place) if place.is_arn && place.name.contains("--") => place.name,

@@ -95,7 +95,6 @@ fn what_is_no_url_or_arn_of_a_queue_is_refused() {
         "https://user:word@host/123456789012/orders",
         "ftp://host/123456789012/orders",
         "arn:aws:sns:eu-west-1:123456789012:orders",
-        "arn:aws:sns:eu-west-1:123456789012:orders--billing",
         "arn:aws:sns:eu-west-1:123456789012:orders-dlq",
         "arn:aws:sqs::123456789012:orders",
         "arn:aws:sqs:eu-west-1:me:orders",
