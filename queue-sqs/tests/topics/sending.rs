@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
-use queue_core::{Client, Entry, ErrorKind, Message, Ordering, Outcome as Sent, Topology};
+use queue_core::{Address, Client, Entry, ErrorKind, Message, Ordering, Outcome as Sent, Topology};
 use tokio::time::timeout;
 
 use super::endpoint::{Endpoint, Faults};
@@ -123,11 +123,12 @@ async fn options_and_limits_of_a_topic_are_told() -> Outcome {
     let client = connect(&endpoint).await?;
     let refused = client.sender("topic:orders").native("DelaySeconds", "1").await.unwrap_err();
     assert_eq!((refused.kind(), refused.context("option")), (ErrorKind::InvalidConfig, Some("DelaySeconds")));
-    let mut entry = Entry::new("topic:orders".parse()?);
-    entry.retention = Some(Duration::from_secs(60));
-    let kept = entry.clone();
-    (entry.retention, entry.max_deliveries) = (None, Some(3));
-    for (entry, option) in [(kept, "retention"), (entry, "max_deliveries")] {
+    let topic: Address = "topic:orders".parse()?;
+    let mut entries = ["retention", "dead_letter", "max_deliveries"].map(|option| (option, Entry::new(topic.clone())));
+    entries[0].1.retention = Some(Duration::from_secs(60));
+    entries[1].1.dead_letter = Some("orders-dlq".parse()?);
+    entries[2].1.max_deliveries = Some(3);
+    for (option, entry) in entries {
         let refused = client.declare(&Topology::from_iter([entry])).await.unwrap_err();
         assert_eq!((refused.kind(), refused.context("option")), (ErrorKind::InvalidConfig, Some(option)));
     }
