@@ -9,12 +9,14 @@ use tokio::time::{sleep, timeout};
 
 use crate::Outcome;
 use crate::child::{Diary, POISON, Process};
-use crate::place::{LEASE, PATIENCE, Place, run};
+use crate::place::{LEASE, Place, run};
 
 /// Unless a receiver is told otherwise.
 const MAX_DELIVERIES: usize = 5;
 /// How long nothing has to come until nothing more is expected.
 const QUIET: Duration = Duration::from_secs(2);
+/// A process works or is killed within this.
+const LIFE: Duration = Duration::from_secs(60);
 
 fn faults() -> usize {
     std::env::var("FAULTS").ok().and_then(|faults| faults.parse().ok()).unwrap_or(3)
@@ -69,7 +71,7 @@ pub(crate) fn again_and_again(place: Arc<Place>) -> Outcome {
     })
 }
 
-/// One handler at a time, so that the neighbours of the message are never to blame.
+/// Its neighbours, which are lost with it each time, are not to blame.
 pub(crate) fn poison(place: Arc<Place>) -> Outcome {
     run(async move {
         let queue = place.queue("poison");
@@ -84,7 +86,7 @@ pub(crate) fn poison(place: Arc<Place>) -> Outcome {
         {
             lives += 1;
             assert!(lives < 40, "it never ends: {:?}", diary.names("begins"));
-            let mut process = Process::start(&place.url, &queue, diary.path(), 1)?;
+            let mut process = Process::start(&place.url, &queue, diary.path(), 4)?;
             let life = async {
                 while !process.has_ended()? {
                     if diary.names("ends").into_iter().collect::<HashSet<_>>() == neighbours {
@@ -94,7 +96,7 @@ pub(crate) fn poison(place: Arc<Place>) -> Outcome {
                 }
                 Outcome::Ok(())
             };
-            timeout(PATIENCE, life).await.map_err(|_| format!("a life hangs: {:?}", diary.names("begins")))??;
+            timeout(LIFE, life).await.map_err(|_| format!("a life hangs: {:?}", diary.names("begins")))??;
             // One that lives on may still be killed.
             let rest = async {
                 while !process.has_ended()? {
@@ -104,7 +106,7 @@ pub(crate) fn poison(place: Arc<Place>) -> Outcome {
             };
             let _ = timeout(2 * LEASE, rest).await;
         }
-        let mut process = Process::start(&place.url, &queue, diary.path(), 1)?;
+        let mut process = Process::start(&place.url, &queue, diary.path(), 4)?;
         let dead = dead(&client, &queue).await?;
         assert_eq!(dead, [POISON], "the dead letters");
         assert!(process.end()?, "the last worker did not end well");

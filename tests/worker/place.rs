@@ -122,8 +122,8 @@ impl Place {
 /// How long what a killed process had stays away.
 pub(crate) const LEASE: Duration = Duration::from_secs(10);
 
-/// More than anything takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
+/// More than anything takes: a message that kills its process has to come back a dozen times.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(400);
 
 /// Whether the long form is wanted.
 pub(crate) fn full() -> bool {
