@@ -3,7 +3,8 @@
 use std::error::Error as StdError;
 use std::time::SystemTime;
 
-use crate::headers::{HeaderValue, RESERVED_PREFIX};
+use crate::address::Source;
+use crate::headers::{HeaderValue, Headers, RESERVED_PREFIX};
 use crate::message::Message;
 
 /// Why the message was dead-lettered, as text.
@@ -12,7 +13,8 @@ pub const REASON: &str = "anyqueue-reason";
 pub const CHAIN: &str = "anyqueue-cause";
 /// How often the message was tried.
 pub const ATTEMPTS: &str = "anyqueue-attempts";
-/// Where the message came from.
+/// Where the message came from: its source, as [`Source`] prints it. Among the native headers, where an adapter puts it, the
+/// name of the queue from which the broker itself moved the message here.
 pub const ORIGIN: &str = "anyqueue-origin";
 /// When it was dead-lettered.
 pub const AT: &str = "anyqueue-dead-at";
@@ -20,6 +22,8 @@ pub const AT: &str = "anyqueue-dead-at";
 pub const ATTEMPT: &str = "anyqueue-attempt";
 /// Before when a retry copy is not handed out; removed on receipt.
 pub(crate) const DUE: &str = "anyqueue-due";
+/// The one group of a topic that a message is put back for; removed on receipt.
+pub(crate) const GROUP: &str = "anyqueue-group";
 
 /// Longest text of a reason or a chain, so that a dead letter fits where the message did.
 const MAX_TEXT: usize = 1024;
@@ -70,6 +74,37 @@ pub(crate) fn letter(message: &Message, reason: &Reason, attempts: u32, origin: 
     copy
 }
 
+/// What a dead letter was before it died, for this group alone where one is named.
+pub(crate) fn put_back(letter: &Message, group: Option<&str>) -> Message {
+    let mut copy = letter.clone().for_copy();
+    let headers = copy.headers_mut();
+    headers.retain(|name, _| !name.starts_with(RESERVED_PREFIX));
+    if let Some(group) = group {
+        headers.append(GROUP, group.to_owned());
+    }
+    copy
+}
+
+/// Whether a dead letter came from this source. One that tells nothing may have.
+pub(crate) fn is_of(letter: &Message, source: &Source) -> bool {
+    let told = |headers: &Headers| headers.get(ORIGIN).and_then(HeaderValue::as_str).map(str::to_owned);
+    match (told(letter.headers()), told(letter.native_headers()), source.queue_name()) {
+        (Some(origin), _, _) if origin == source.to_string() => true,
+        (Some(origin), _, Some(queue)) => !source.address.is_topic() && is_same_queue(&origin, &queue),
+        (None, Some(moved_from), Some(queue)) => is_same_queue(&moved_from, &queue),
+        (None, None, _) => true,
+        _ => false,
+    }
+}
+
+/// A queue may be named by a URL or an ARN, which end with its name.
+fn is_same_queue(a: &str, b: &str) -> bool {
+    fn name(queue: &str) -> &str {
+        queue.rsplit(['/', ':']).next().unwrap_or(queue)
+    }
+    a == b || !a.starts_with("topic:") && name(a) == name(b)
+}
+
 /// The copy that makes a retry.
 pub(crate) fn retry(message: &Message, attempt: u32, due: Option<SystemTime>) -> Message {
     let mut copy = message.clone().for_copy();
@@ -92,4 +127,11 @@ pub(crate) fn take_retry(message: &mut Message) -> (u32, Option<SystemTime>) {
     };
     message.headers_mut().retain(|name, _| name != ATTEMPT && name != DUE);
     (attempt, due)
+}
+
+/// Takes the group that a message is put back for off a message that arrived.
+pub(crate) fn take_group(message: &mut Message) -> Option<String> {
+    let group = message.headers().get(GROUP)?.as_str().map(str::to_owned);
+    message.headers_mut().retain(|name, _| name != GROUP);
+    group
 }

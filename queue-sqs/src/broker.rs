@@ -268,6 +268,7 @@ impl Broker for SqsBroker {
         let mut stats = Stats::default();
         stats.ready = number(&asked[0]);
         stats.in_flight = number(&asked[1]);
+        stats.approximate = true;
         Ok(stats)
     }
 
