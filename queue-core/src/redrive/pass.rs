@@ -275,6 +275,8 @@ impl Pass {
     async fn end(&mut self) {
         let deadline = Instant::now() + END;
         let late = || Error::new(ErrorKind::Timeout, "the broker did not confirm every answer in time");
+        // First, so that what is given back does not come again.
+        let _ = timeout_at(deadline, self.consumer.stop()).await;
         let held = self.unanswered.keys().map(|token| Answer::Release(*token)).collect();
         let settled = self.consumer.settle(held);
         let flushed = timeout_at(deadline, async {
