@@ -20,14 +20,13 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::{Clients, SqsConfig};
 use crate::consumer::SqsConsumer;
-use crate::convert;
 use crate::link::Link;
 use crate::producer::{self, SqsProducer};
 use crate::queues::{self, Queues};
 use crate::topology::{self, Native};
 
 /// The largest message and batch of SQS, and of a queue that does not tell its own limit.
-const MAX_MESSAGE: usize = 1 << 20;
+pub(crate) const MAX_MESSAGE: usize = 1 << 20;
 /// The largest message of a broker that knows no such attribute: the limit of SQS until 2025, ElasticMQ's today.
 const OLD_MAX_MESSAGE: usize = 256 << 10;
 /// Most messages that one call of a producer takes; it cuts them itself.
@@ -35,7 +34,7 @@ const MAX_BATCH: usize = 4096;
 /// The longest time that a message stays with a receiver, from its receipt.
 pub(crate) const MAX_LEASE: Duration = Duration::from_secs(12 * 3600);
 /// The longest delay of a retry: an hour less, so that it fits behind the time the message was worked on.
-const MAX_RETRY_DELAY: Duration = Duration::from_secs(11 * 3600);
+pub(crate) const MAX_RETRY_DELAY: Duration = Duration::from_secs(11 * 3600);
 
 /// Amazon SQS, or an endpoint that speaks its protocol.
 ///
@@ -170,8 +169,8 @@ impl SqsBroker {
     }
 }
 
-/// What every queue can do; `None` is the upper bound over both kinds.
-fn capabilities(fifo: Option<bool>, max_message: usize) -> Capabilities {
+/// What every queue can do, with delays up to this; `None` is the upper bound over both kinds.
+pub(crate) fn capabilities(fifo: Option<bool>, max_message: usize, max_delay: Duration) -> Capabilities {
     let mut can = Capabilities::default();
     can.max_message_bytes = max_message;
     can.max_batch = MAX_BATCH;
@@ -179,7 +178,7 @@ fn capabilities(fifo: Option<bool>, max_message: usize) -> Capabilities {
     can.max_lease = Some(MAX_LEASE);
     can.ordering = if fifo == Some(false) { Ordering::None } else { Ordering::PerKey };
     can.delayed_send = fifo != Some(true);
-    can.max_delay = if can.delayed_send { convert::MAX_DELAY } else { Duration::ZERO };
+    can.max_delay = if can.delayed_send { max_delay } else { Duration::ZERO };
     can.delayed_retry = true;
     can.retry_via = RetryVia::Broker;
     can.max_retry_delay = MAX_RETRY_DELAY;
@@ -196,7 +195,7 @@ fn capabilities(fifo: Option<bool>, max_message: usize) -> Capabilities {
 #[async_trait]
 impl Broker for SqsBroker {
     fn capabilities(&self) -> Arc<Capabilities> {
-        Arc::new(capabilities(None, MAX_MESSAGE))
+        Arc::new(capabilities(None, MAX_MESSAGE, self.core.config.max_delay()))
     }
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
@@ -209,7 +208,7 @@ impl Broker for SqsBroker {
         }
         self.core.queues.url(name).await?;
         let (max_message, max_batch) = self.limits(name).await?;
-        let can = capabilities(Some(fifo), max_message);
+        let can = capabilities(Some(fifo), max_message, self.core.config.max_delay());
         Ok(SqsProducer::open(self.core.clone(), name, can, max_batch, options))
     }
 
@@ -237,7 +236,8 @@ impl Broker for SqsBroker {
             Err(error) if error.kind() == ErrorKind::Unauthorized => self.core.queues.url(name).await?,
             found => found?,
         };
-        Ok(SqsConsumer::open(self.core.clone(), name, url, capabilities(Some(fifo), MAX_MESSAGE), options))
+        let can = capabilities(Some(fifo), MAX_MESSAGE, self.core.config.max_delay());
+        Ok(SqsConsumer::open(self.core.clone(), name, url, can, options))
     }
 
     async fn declare(&self, topology: &Topology) -> Result<()> {

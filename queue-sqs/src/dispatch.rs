@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::convert::{self, Encoded};
 use crate::error::{self, Words};
+use crate::hops;
 use crate::lanes::{Group, Lanes};
 use crate::producer::{Item, Shared};
 
@@ -302,7 +303,8 @@ impl Driver {
             let message = std::mem::take(&mut item.message);
             item.message = message.id(Uuid::now_v7().simple().to_string());
         }
-        let encoded = convert::encode(&item.message, fifo)?;
+        let hopping = self.shared.hop.filter(|_| !fifo).and_then(|hop| hops::first(&item.message, hop));
+        let encoded = convert::encode(hopping.as_ref().unwrap_or(&item.message), fifo)?;
         if encoded.size > self.shared.max_message {
             return Err(Error::new(ErrorKind::TooLarge, "the message is larger than the queue takes")
                 .with_context("limit", self.shared.max_message)

@@ -9,6 +9,7 @@ mod consumer;
 mod convert;
 mod dispatch;
 mod error;
+mod hops;
 mod lanes;
 mod lease;
 mod link;

@@ -1,0 +1,154 @@
+//! Delays that are longer than SQS knows travel in hops: never early, never lost, seen by nobody on the way.
+
+use std::time::Duration;
+
+use queue_core::{Client, Delivery, ErrorKind, Message, Receiver};
+use tokio::time::{Instant, timeout};
+
+mod endpoint;
+
+use endpoint::{Endpoint, Faults};
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Outcome = Result<(), Failure>;
+
+const SOON: Duration = Duration::from_secs(30);
+const CLOSE: Duration = Duration::from_secs(10);
+/// Four hops of a second.
+const DELAY: Duration = Duration::from_millis(3200);
+
+async fn connect(endpoint: &Endpoint, options: &str) -> Result<Client, Failure> {
+    Ok(Client::connect_with(&endpoint.url(&format!("&wait_time=1s{options}")), &[queue_sqs::DRIVER]).await?)
+}
+
+async fn next(receiver: &mut Receiver) -> Result<Delivery, Failure> {
+    Ok(timeout(SOON, receiver.receive()).await.map_err(|_| "nothing arrived")??)
+}
+
+#[tokio::test]
+async fn a_long_delay_travels_in_hops_and_holds_up_nobody() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&delay_hops=1s").await?;
+    let mut receiver = client.receiver("later").discard_dead_letters().await?;
+    let sender = client.sender("later").await?;
+    let began = Instant::now();
+    let sent = Message::new(vec![0, 255]).id("id-1").key("k").header("n", 7).content_type("x/y");
+    sender.send(sent.clone().delay(DELAY)).await?;
+    sender.send("now").await?;
+    let now = next(&mut receiver).await?;
+    assert_eq!(now.text(), Some("now"));
+    now.ack();
+    let later = next(&mut receiver).await?;
+    assert!(began.elapsed() >= DELAY, "after {:?}", began.elapsed());
+    assert_eq!((later.payload(), later.get_id(), later.get_key()), (sent.payload(), sent.get_id(), sent.get_key()));
+    assert_eq!((later.headers(), later.get_content_type()), (sent.headers(), sent.get_content_type()));
+    assert_eq!(later.attempt(), 1);
+    later.ack();
+    receiver.flush().await?;
+    // Each hop is a copy, and deletes what it is a copy of.
+    let counts = endpoint.counts();
+    assert_eq!(endpoint.deleted("later").len(), 1 + 4);
+    assert_eq!(counts.of("SendMessageBatch"), 1 + 4);
+    assert_eq!(counts.of("ChangeMessageVisibilityBatch"), 0, "{counts:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_receiver_without_the_option_keeps_the_delay_too() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let sender = connect(&endpoint, "&delay_hops=1s").await?.sender("kept").await?;
+    let mut receiver = connect(&endpoint, "").await?.receiver("kept").discard_dead_letters().await?;
+    let began = Instant::now();
+    sender.send(Message::new("x").delay(DELAY)).await?;
+    let delivery = next(&mut receiver).await?;
+    assert!(began.elapsed() >= DELAY, "after {:?}", began.elapsed());
+    assert!(delivery.headers().is_empty() && delivery.attempt() == 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_is_longer_is_refused_without_the_option_and_on_fifo_queues() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let minutes = |n: u64| Message::new("x").delay(Duration::from_secs(60 * n));
+    let plain = connect(&endpoint, "").await?.sender("plain").await?;
+    assert_eq!(plain.capabilities().max_delay, Duration::from_secs(900));
+    assert_eq!(plain.send(minutes(16)).await.map_err(|e| e.kind()), Err(ErrorKind::Unsupported));
+    let client = connect(&endpoint, "&delay_hops=15m").await?;
+    let hopping = client.sender("plain").await?;
+    hopping.send(minutes(16)).await?;
+    hopping.send(minutes(60 * 24 * 365)).await?;
+    let error = hopping.send(minutes(60 * 24 * 366)).await.expect_err("more than a year");
+    assert_eq!((error.kind(), error.context("limit")), (ErrorKind::Unsupported, Some("31536000s")));
+    let fifo = client.sender("plain.fifo").await?;
+    assert!(!fifo.capabilities().delayed_send);
+    assert_eq!(fifo.send(minutes(1)).await.map_err(|e| e.kind()), Err(ErrorKind::Unsupported));
+    Ok(())
+}
+
+#[tokio::test]
+async fn nothing_is_lost_or_early_when_entries_fail_and_answers_are_lost() -> Outcome {
+    const COUNT: usize = 20;
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&delay_hops=1s").await?;
+    let mut receiver = client.receiver("faulty").discard_dead_letters().await?;
+    let sender = client.sender("faulty").await?;
+    let began = Instant::now();
+    sender.send_batch((0..COUNT).map(|i| Message::new(i.to_string()).delay(DELAY))).await?;
+    endpoint.set_faults(Faults { fail_entry: 0.2, lose: 0.1, throttle: 0.1, ..Faults::default() });
+    let mut missing: std::collections::BTreeSet<String> = (0..COUNT).map(|i| i.to_string()).collect();
+    while !missing.is_empty() {
+        let delivery = next(&mut receiver).await?;
+        assert!(began.elapsed() >= DELAY, "after {:?}", began.elapsed());
+        missing.remove(delivery.text().unwrap_or_default());
+        delivery.ack();
+    }
+    assert!(endpoint.counts().fault("fail_entry") > 0, "nothing failed");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_receiver_that_closes_finishes_its_hops() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&delay_hops=1s").await?;
+    let mut receiver = client.receiver("closing").discard_dead_letters().await?;
+    client.sender("closing").await?.send(Message::new("x").delay(Duration::from_secs(8))).await?;
+    // The copy of the first hop is on its way for a while.
+    let late_by = Duration::from_secs(2);
+    let sends = endpoint.counts().of("SendMessageBatch");
+    endpoint.set_faults(Faults { delay: 1.0, late_by, ..Faults::default() });
+    timeout(SOON, async {
+        while endpoint.counts().of("SendMessageBatch") == sends {
+            let _ = timeout(Duration::from_millis(20), receiver.receive()).await;
+        }
+    })
+    .await?;
+    let report = receiver.close(CLOSE).await;
+    assert!(report.is_clean(), "{report:?}");
+    endpoint.set_faults(Faults::default());
+    let mut receiver = client.receiver("closing").discard_dead_letters().await?;
+    let delivery = next(&mut receiver).await?;
+    delivery.ack();
+    assert!(timeout(DELAY, receiver.receive()).await.is_err(), "it came twice");
+    Ok(())
+}
+
+/// Whoever is another client sees the message early, with what says when it is due.
+#[tokio::test]
+async fn another_client_sees_when_it_is_due() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let sender = connect(&endpoint, "&delay_hops=1s").await?.sender("seen").await?;
+    sender.send(Message::new("x").header("tenant", "acme").delay(Duration::from_secs(3600))).await?;
+    endpoint.pass(Duration::from_secs(1));
+    let sqs = endpoint.client();
+    let url = sqs.get_queue_url().queue_name("seen").send().await?.queue_url.unwrap_or_default();
+    let got = sqs.receive_message().queue_url(url).message_attribute_names("All").send().await?;
+    let message = got.messages.unwrap_or_default().pop().ok_or("no message")?;
+    assert_eq!(message.body(), Some("x"));
+    let attributes = message.message_attributes.unwrap_or_default();
+    let due = attributes.get("anyqueue-due").and_then(|a| a.string_value()).ok_or("no time")?;
+    let due: f64 = due.parse()?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+    assert!((3500.0..=3600.0).contains(&(due - now)), "{due}");
+    assert!(attributes.contains_key("tenant"));
+    Ok(())
+}
