@@ -135,3 +135,51 @@ pub(crate) fn take_group(message: &mut Message) -> Option<String> {
     message.headers_mut().retain(|name, _| name != GROUP);
     group
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn source(address: &str) -> Source {
+        Source::new(address.parse().unwrap())
+    }
+
+    fn from(origin: &str) -> Message {
+        Message::new("x").header(ORIGIN, origin.to_owned())
+    }
+
+    fn moved_from(queue: &str) -> Message {
+        let mut native = Headers::new();
+        native.append(ORIGIN, queue.to_owned());
+        Message::new("x").with_native_headers(native)
+    }
+
+    #[test]
+    fn a_dead_letter_is_of_where_it_says_it_came_from() {
+        let (orders, topic) = (source("orders"), source("topic:orders"));
+        let group = topic.with_group("billing").unwrap();
+        for (letter, of) in [(from("orders"), &orders), (from(&group.to_string()), &group), (Message::new("x"), &group)]
+        {
+            assert!(is_of(&letter, of), "{letter:?} {of}");
+        }
+        for (letter, of) in [(from("payments"), &orders), (from("topic:orders"), &orders), (from("orders"), &group)] {
+            assert!(!is_of(&letter, of), "{of}");
+        }
+        assert!(!is_of(&from("topic:orders (group shipping)"), &group));
+    }
+
+    #[test]
+    fn one_that_the_broker_moved_is_of_the_queue_behind_the_source() {
+        let group = source("topic:orders").with_group("billing").unwrap();
+        assert!(is_of(&moved_from("orders--billing"), &group) && !is_of(&moved_from("orders--shipping"), &group));
+        assert!(is_of(&moved_from("orders"), &source("orders")) && !is_of(&moved_from("payments"), &source("orders")));
+    }
+
+    #[test]
+    fn a_queue_may_be_named_by_url_or_arn() {
+        let url = source("https://sqs.eu-west-1.amazonaws.com/123456789012/orders");
+        assert!(is_of(&from("orders"), &url) && is_of(&moved_from("orders"), &url));
+        assert!(is_of(&from("arn:aws:sqs:eu-west-1:123456789012:orders"), &source("orders")));
+        assert!(!is_of(&from("payments"), &url));
+    }
+}

@@ -90,7 +90,7 @@ async fn nothing_is_lost_or_early_when_entries_fail_and_answers_are_lost() -> Ou
     const COUNT: usize = 20;
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint, "&delay_hops=1s").await?;
-    let mut receiver = client.receiver("faulty").discard_dead_letters().await?;
+    let mut receiver = client.receiver("faulty").lease(Duration::from_secs(3)).discard_dead_letters().await?;
     let sender = client.sender("faulty").await?;
     let began = Instant::now();
     sender.send_batch((0..COUNT).map(|i| Message::new(i.to_string()).delay(DELAY))).await?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout_at};
 
 use super::{Filter, Redriven};
 use crate::address::Source;
@@ -114,7 +114,8 @@ impl Pass {
     async fn look(&mut self) {
         let consumer = self.consumer.clone();
         let leased = consumer.capabilities().max_lease.is_some();
-        let mut renewal = interval((self.lease / 2).max(Duration::from_millis(1)));
+        let half = (self.lease / 2).max(Duration::from_millis(1));
+        let mut renewal = interval_at(crate::memory::far(Instant::now(), half), half);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut received = Vec::new();
         let idle = sleep_until(self.idle_until());
@@ -271,24 +272,23 @@ impl Pass {
         }
     }
 
-    /// Gives back what stays, and waits until the broker has every acknowledgement.
+    /// Waits until the broker has every acknowledgement, and gives back what stays.
     async fn end(&mut self) {
         let deadline = Instant::now() + END;
         let late = || Error::new(ErrorKind::Timeout, "the broker did not confirm every answer in time");
-        // First, so that what is given back does not come again.
-        let _ = timeout_at(deadline, self.consumer.stop()).await;
-        let held = self.unanswered.keys().map(|token| Answer::Release(*token)).collect();
-        let settled = self.consumer.settle(held);
-        let flushed = timeout_at(deadline, async {
-            if let Some(pending) = settled.pending {
-                // What is not given back comes again by itself.
-                pending.await;
-            }
-            self.consumer.flush().await
-        });
-        if let Err(error) = flushed.await.unwrap_or_else(|_| Err(late())) {
+        let flushed = timeout_at(deadline, self.consumer.flush()).await.unwrap_or_else(|_| Err(late()));
+        if let Err(error) = flushed {
             self.report.stopped.get_or_insert(error);
         }
+        let _ = timeout_at(deadline, async {
+            // What is given back does not come again to a consumer that stopped; what is not comes again by itself.
+            self.consumer.stop().await;
+            let held = self.unanswered.keys().map(|token| Answer::Release(*token)).collect();
+            if let Some(pending) = self.consumer.settle(held).pending {
+                pending.await;
+            }
+        })
+        .await;
         self.consumer.close(deadline).await;
         self.outbox.close(deadline).await;
     }

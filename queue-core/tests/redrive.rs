@@ -1,0 +1,112 @@
+//! Putting dead letters back, where it does not go as it should.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use queue_core::{Client, ErrorKind, Message, Source, memory};
+use tokio::time::{Instant, timeout};
+
+async fn connect(url: &str) -> Client {
+    Client::connect_with(url, &[memory::DRIVER]).await.unwrap()
+}
+
+/// Dead letters of `orders` that another program made: they say nothing of themselves.
+async fn bury(client: &Client, bodies: &[&str]) {
+    let sender = client.sender("orders-dlq").await.unwrap();
+    sender.send_batch(bodies.iter().map(|body| Message::new((*body).to_owned()))).await.unwrap();
+}
+
+/// Acknowledges what comes from `orders` until nothing does for a while.
+async fn drain(client: &Client) -> Vec<String> {
+    let mut inbox = client.receiver("orders").await.unwrap();
+    let mut bodies = Vec::new();
+    while let Ok(delivery) = timeout(Duration::from_secs(1), inbox.receive()).await {
+        let delivery = delivery.unwrap();
+        bodies.push(delivery.text().unwrap().to_owned());
+        delivery.ack();
+    }
+    bodies
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_no_place_to_go_back_to_stays_and_is_told() {
+    let client = connect("memory://").await;
+    bury(&client, &["a", "b", "c"]).await;
+    let redriven = client.redrive("orders").await.unwrap();
+    assert_eq!(redriven.moved, 0);
+    assert!(!redriven.failed.is_empty() && redriven.failed.iter().all(|e| e.kind() == ErrorKind::NotFound));
+    assert_eq!(redriven.stopped.map(|e| e.kind()), Some(ErrorKind::NotFound));
+    drop(client.sender("orders").await.unwrap());
+    assert_eq!(client.redrive("orders").await.unwrap().moved, 3);
+    assert_eq!(drain(&client).await, ["a", "b", "c"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_the_count_is_exact_nothing_is_waited_for() {
+    let client = connect("memory://").await;
+    drop(client.sender("orders").await.unwrap());
+    let began = Instant::now();
+    bury(&client, &["a"]).await;
+    for moved in [1, 0] {
+        assert_eq!(client.redrive("orders").await.unwrap().moved, moved);
+    }
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+/// Both queues have room for two: copies wait until there is room behind what waits already.
+async fn full_origin() -> Client {
+    let client = connect("memory://?capacity=2&lease=2s").await;
+    client.sender("orders").await.unwrap().send_batch(["x", "y"]).await.unwrap();
+    bury(&client, &["a", "b"]).await;
+    client
+}
+
+#[tokio::test(start_paused = true)]
+async fn dead_letters_stay_leased_for_as_long_as_a_pass_takes() {
+    let client = full_origin().await;
+    let redrive = tokio::spawn(client.redrive("orders").into_future());
+    let graveyard = Source::new("orders-dlq".parse().unwrap());
+    while client.stats(&graveyard).await.unwrap().in_flight != Some(2) {
+        tokio::task::yield_now().await;
+    }
+    let mut thief = client.receiver("orders-dlq").discard_dead_letters().await.unwrap();
+    let stolen = timeout(Duration::from_secs(20), thief.receive()).await;
+    assert!(stolen.is_err(), "{stolen:?}");
+    let all = tokio::spawn(async move { drain(&client).await });
+    assert_eq!(redrive.await.unwrap().unwrap().moved, 2);
+    assert_eq!(all.await.unwrap(), ["x", "y", "a", "b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_that_is_dropped_loses_nothing() {
+    let client = full_origin().await;
+    timeout(Duration::from_secs(5), client.redrive("orders").into_future()).await.expect_err("there is no room");
+    let again = client.clone();
+    let redrive = tokio::spawn(async move {
+        // What the dropped pass held comes back by itself.
+        let mut moved = 0;
+        while moved < 2 {
+            moved += again.redrive("orders").await.unwrap().moved;
+        }
+    });
+    let mut all = BTreeSet::new();
+    while all.len() < 4 {
+        all.extend(drain(&client).await);
+    }
+    redrive.await.unwrap();
+    assert_eq!(all, ["a", "b", "x", "y"].map(str::to_owned).into());
+}
+
+#[tokio::test]
+async fn a_pass_that_holds_too_many_stops_and_gives_them_back() {
+    const COUNT: usize = 10_001;
+    let client = connect("memory://").await;
+    drop(client.sender("orders").await.unwrap());
+    bury(&client, &vec!["x"; COUNT]).await;
+    let redriven = client.redrive("orders").filter(|_| false).await.unwrap();
+    assert_eq!((redriven.moved, redriven.kept), (0, 10_000));
+    let error = redriven.stopped.expect("it was too much");
+    assert_eq!((error.kind(), error.context("limit")), (ErrorKind::TooLarge, Some("10000 messages, 67108864 bytes")));
+    let redriven = client.redrive("orders").await.unwrap();
+    assert_eq!((redriven.moved, redriven.stopped.is_none()), (COUNT as u64, true));
+}
