@@ -98,6 +98,29 @@ async fn a_pass_that_is_dropped_loses_nothing() {
 }
 
 #[tokio::test]
+async fn each_dead_letter_is_looked_at_once() {
+    // Several fetches.
+    let bodies: Vec<String> = (0..1000).map(|n| n.to_string()).collect();
+    let client = connect("memory://").await;
+    drop(client.sender("orders").await.unwrap());
+    bury(&client, &bodies.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let (seen, mut see) = tokio::sync::mpsc::unbounded_channel();
+    let redriven = client.redrive("orders").filter(move |message| {
+        let body = message.text().unwrap().to_owned();
+        let is_even = body.parse::<u32>().unwrap().is_multiple_of(2);
+        seen.send(body).unwrap();
+        is_even
+    });
+    let redriven = redriven.await.unwrap();
+    assert_eq!((redriven.moved, redriven.kept), (500, 500));
+    let mut looked_at = Vec::new();
+    while let Some(body) = see.recv().await {
+        looked_at.push(body);
+    }
+    assert_eq!(looked_at, bodies);
+}
+
+#[tokio::test]
 async fn a_pass_that_holds_too_many_stops_and_gives_them_back() {
     const COUNT: usize = 10_001;
     let client = connect("memory://").await;

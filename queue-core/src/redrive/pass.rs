@@ -173,9 +173,6 @@ impl Pass {
         let size = message.as_ref().map_or_else(|undecodable| undecodable.raw.len(), Message::size);
         self.unanswered.insert(token, size);
         self.bytes += size;
-        if self.chosen >= self.wanted.limit {
-            return;
-        }
         self.looked_at += 1;
         let message = match message {
             Ok(message) => message,
