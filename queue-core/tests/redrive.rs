@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use queue_core::{Client, ErrorKind, Message, Source, memory};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 async fn connect(url: &str) -> Client {
     Client::connect_with(url, &[memory::DRIVER]).await.unwrap()
@@ -66,9 +66,12 @@ async fn dead_letters_stay_leased_for_as_long_as_a_pass_takes() {
     let client = full_origin().await;
     let redrive = tokio::spawn(client.redrive("orders").into_future());
     let graveyard = Source::new("orders-dlq".parse().unwrap());
-    while client.stats(&graveyard).await.unwrap().in_flight != Some(2) {
-        tokio::task::yield_now().await;
-    }
+    let held = timeout(Duration::from_secs(60), async {
+        while client.stats(&graveyard).await.unwrap().in_flight != Some(2) {
+            sleep(Duration::from_millis(1)).await;
+        }
+    });
+    held.await.expect("both are held");
     let mut thief = client.receiver("orders-dlq").discard_dead_letters().await.unwrap();
     let stolen = timeout(Duration::from_secs(20), thief.receive()).await;
     assert!(stolen.is_err(), "{stolen:?}");
@@ -87,12 +90,16 @@ async fn a_pass_that_is_dropped_loses_nothing() {
         let mut moved = 0;
         while moved < 2 {
             moved += again.redrive("orders").await.unwrap().moved;
+            sleep(Duration::from_millis(100)).await;
         }
     });
     let mut all = BTreeSet::new();
-    while all.len() < 4 {
-        all.extend(drain(&client).await);
-    }
+    let arrived = timeout(Duration::from_secs(3600), async {
+        while all.len() < 4 {
+            all.extend(drain(&client).await);
+        }
+    });
+    arrived.await.expect("all are still there");
     redrive.await.unwrap();
     assert_eq!(all, ["a", "b", "x", "y"].map(str::to_owned).into());
 }
