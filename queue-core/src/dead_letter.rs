@@ -97,12 +97,43 @@ pub(crate) fn is_of(letter: &Message, source: &Source) -> bool {
     }
 }
 
-/// A queue may be named by a URL or an ARN, which end with its name.
-fn is_same_queue(a: &str, b: &str) -> bool {
-    fn name(queue: &str) -> &str {
-        queue.rsplit(['/', ':']).next().unwrap_or(queue)
+/// When a dead letter died, where the library made it; else when it was sent, where the broker tells.
+pub(crate) fn died_at(letter: &Message) -> Option<SystemTime> {
+    match letter.headers().get(AT) {
+        Some(HeaderValue::Timestamp(at)) => Some(*at),
+        _ => letter.told_sent_at(),
     }
-    a == b || !a.starts_with("topic:") && name(a) == name(b)
+}
+
+/// A queue of SQS may be named by a URL or an ARN, which end with its name; any other name says nothing but itself.
+fn is_same_queue(a: &str, b: &str) -> bool {
+    let (a, b) = (Named::read(a), Named::read(b));
+    let agree = |a: Option<&str>, b: Option<&str>| a.is_none() || b.is_none() || a == b;
+    a.name == b.name && agree(a.account, b.account) && agree(a.region, b.region)
+}
+
+/// What a queue's name says.
+struct Named<'a> {
+    name: &'a str,
+    account: Option<&'a str>,
+    region: Option<&'a str>,
+}
+
+impl<'a> Named<'a> {
+    fn read(queue: &'a str) -> Self {
+        let plain = Self { name: queue, account: None, region: None };
+        if let Some(arn) = queue.strip_prefix("arn:") {
+            let mut parts = arn.rsplitn(4, ':');
+            let (name, account, region) = (parts.next(), parts.next(), parts.next());
+            return Self { name: name.unwrap_or(queue), account, region };
+        }
+        let Some((_, rest)) = queue.split_once("://") else { return plain };
+        let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (before, name) = path.rsplit_once('/').unwrap_or(("", path));
+        let account = before.rsplit('/').next().filter(|a| !a.is_empty() && a.bytes().all(|b| b.is_ascii_digit()));
+        let region = host.strip_prefix("sqs.").and_then(|host| host.split_once(".amazonaws.")).map(|(region, _)| region);
+        Self { name, account, region }
+    }
 }
 
 /// The copy that makes a retry.
@@ -180,6 +211,24 @@ mod tests {
         let url = source("https://sqs.eu-west-1.amazonaws.com/123456789012/orders");
         assert!(is_of(&from("orders"), &url) && is_of(&moved_from("orders"), &url));
         assert!(is_of(&from("arn:aws:sqs:eu-west-1:123456789012:orders"), &source("orders")));
-        assert!(!is_of(&from("payments"), &url));
+        assert!(is_of(&from("arn:aws:sqs:eu-west-1:123456789012:orders"), &url));
+        for other in [
+            "payments",
+            "https://sqs.eu-west-1.amazonaws.com/210987654321/orders",
+            "https://sqs.us-east-1.amazonaws.com/123456789012/orders",
+            "arn:aws:sqs:us-east-1:123456789012:orders",
+            "arn:aws:sqs:eu-west-1:210987654321:orders",
+        ] {
+            assert!(!is_of(&from(other), &url), "{other}");
+        }
+    }
+
+    #[test]
+    fn a_name_with_a_colon_or_a_slash_is_nothing_but_itself() {
+        for (origin, of) in [("us:orders", "eu:orders"), ("us:orders", "orders"), ("us/orders", "eu/orders")] {
+            let of = source(of);
+            assert!(!is_of(&from(origin), &of) && !is_of(&moved_from(origin), &of), "{origin} {of}");
+        }
+        assert!(is_of(&from("us:orders"), &source("us:orders")) && is_of(&moved_from("us:orders"), &source("us:orders")));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::future::IntoFuture;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 
@@ -12,12 +12,19 @@ use crate::capability::RetryVia;
 use crate::client::Client;
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
-use crate::receiver::{ReceiverConfig, copier, dead_letter_of, source_of};
+use crate::receiver::{ReceiverConfig, checked, copier, dead_letter_of, source_of};
 
+mod expected;
 mod pass;
 
-use pass::{Expected, MOST_BYTES, MOST_UNANSWERED, Pass, Wanted};
+use expected::Expected;
+use pass::{MOST_BYTES, Pass, Wanted};
 
+/// Most dead letters that are held at a time where some may stay, and where all that lie there are to go.
+const MOST_HELD: usize = 10_000;
+const MOST_ON_THE_WAY: usize = 512;
+/// More than the limit, because one may be met that cannot be read.
+const SPARE: usize = 32;
 /// How long nothing may come before a pass ends.
 const IDLE: Duration = Duration::from_secs(5);
 
@@ -43,6 +50,8 @@ pub struct Redriven {
     pub kept: u64,
     /// Those that came from another source, in a dead-letter queue that several share. They stay.
     pub others: u64,
+    /// Those that died after the pass began, by the clock of whoever made the dead letter. They stay.
+    pub later: u64,
     /// Why others that were chosen stay, one error for each: it cannot be read (`Codec`), its source is gone (`NotFound`,
     /// `Unroutable`), it is too large there (`TooLarge`), or what else a send fails with. With outcome `Unknown` it may be
     /// back and stay as well.
@@ -126,6 +135,7 @@ impl RedriveBuilder {
         let (client, address) = target?;
         let inner = client.inner();
         inner.check_open()?;
+        checked(&config)?;
         let source = source_of(address, &config)?;
         inner.register_name(&source.address)?;
         let capabilities = inner.broker.capabilities();
@@ -137,12 +147,17 @@ impl RedriveBuilder {
             return Err(Error::new(ErrorKind::InvalidInput, why).with_context("source", source));
         };
         let graveyard = Source::new(dead_letters);
-        let expected = expected(&client, &graveyard).await?;
+        let before = SystemTime::now();
+        let expected = Expected::of(&client, &graveyard).await?;
         if limit == 0 || expected == Expected::Exactly(0) {
             return Ok(Redriven::default());
         }
+        // What is fetched and not looked at goes back too, and some brokers count that.
+        let some_stay = filter.is_some() || config.dead_letter.is_some();
+        let chosen = usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(SPARE);
+        let most = if some_stay { MOST_HELD } else { chosen.min(MOST_ON_THE_WAY) };
         let options = ConsumerOptions {
-            prefetch: MOST_UNANSWERED,
+            prefetch: most,
             prefetch_bytes: MOST_BYTES,
             lease: config.lease,
             events: inner.events.clone(),
@@ -151,25 +166,9 @@ impl RedriveBuilder {
         let consumer = inner.broker.consumer(&graveyard, &options).await?;
         let (to, group) = destination(&source, capabilities.retry_via);
         let outbox = copier(inner, to).await?;
-        let wanted = Wanted { source, group, filter, limit };
+        let wanted = Wanted { source, group, filter, limit, most, before };
         Ok(Pass::new(consumer, outbox, wanted, expected, config.lease, idle).run().await)
     }
-}
-
-/// How many dead letters there are, as far as the broker tells.
-async fn expected(client: &Client, graveyard: &Source) -> Result<Expected> {
-    let stats = match client.stats(graveyard).await {
-        Ok(stats) => stats,
-        // Not known, or nothing that this identity may know.
-        Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::Unauthorized) => {
-            return Ok(Expected::About(0));
-        }
-        Err(error) => return Err(error),
-    };
-    Ok(match stats.ready {
-        Some(ready) if !stats.approximate => Expected::Exactly(ready),
-        ready => Expected::About(ready.unwrap_or(0)),
-    })
 }
 
 /// Where what is put back goes. A group has a queue of its own, or, where messages are kept in a log, what is put back for

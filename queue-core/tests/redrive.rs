@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use queue_core::{Client, ErrorKind, Message, Source, memory};
-use tokio::time::{Instant, sleep, timeout};
+use queue_core::{Client, Delivery, ErrorKind, Message, Outcome, Redriven, Source, memory};
+use tokio::time::{Instant, advance, sleep, timeout};
 
 async fn connect(url: &str) -> Client {
     Client::connect_with(url, &[memory::DRIVER]).await.unwrap()
@@ -139,4 +139,82 @@ async fn a_pass_that_holds_too_many_stops_and_gives_them_back() {
     assert_eq!((error.kind(), error.context("limit")), (ErrorKind::TooLarge, Some("10000 messages, 67108864 bytes")));
     let redriven = client.redrive("orders").await.unwrap();
     assert_eq!((redriven.moved, redriven.stopped.is_none()), (COUNT as u64, true));
+}
+
+/// Two dead letters of one FIFO group: who holds the first keeps the second from everybody.
+async fn blocked_group(client: &Client) -> Delivery {
+    let sender = client.sender("orders-dlq.fifo").await.unwrap();
+    sender.send_batch(["a", "b"].map(|body| Message::new(body).key("k"))).await.unwrap();
+    let mut thief = client.receiver("orders-dlq.fifo").prefetch(1).discard_dead_letters().await.unwrap();
+    thief.receive().await.unwrap()
+}
+
+#[track_caller]
+fn assert_short(redriven: &Redriven, told: &str, came: &str) {
+    let error = redriven.stopped.as_ref().expect("more were told of");
+    assert_eq!(error.kind(), ErrorKind::Timeout);
+    assert_eq!((error.context("told"), error.context("came")), (Some(told), Some(came)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_to_which_nothing_comes_ends_and_says_so() {
+    // However short the lease is, and however often it is renewed.
+    for url in ["memory://?profile=sqs", "memory://?profile=sqs&lease=2s"] {
+        let client = connect(url).await;
+        let queue = client.sender("orders.fifo").await.unwrap();
+        let held = blocked_group(&client).await;
+        let began = Instant::now();
+        let redriven = timeout(Duration::from_secs(300), client.redrive("orders.fifo").into_future());
+        let redriven = redriven.await.expect("it ends").unwrap();
+        assert_eq!(redriven.moved, 0);
+        assert_short(&redriven, "1", "0");
+        assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+        held.ack();
+        assert_eq!(client.redrive("orders.fifo").await.unwrap().moved, 1);
+        drop(queue);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_dies_during_a_pass_is_left_and_does_not_count() {
+    let client = connect("memory://?profile=sqs").await;
+    let mut inbox = client.receiver("orders.fifo").await.unwrap();
+    let held = blocked_group(&client).await;
+    client.sender("orders.fifo").await.unwrap().send(Message::new("c").key("other")).await.unwrap();
+    inbox.receive().await.unwrap().reject("no");
+    inbox.flush().await.unwrap();
+    let killer = tokio::spawn(async move {
+        while let Ok(delivery) = inbox.receive().await {
+            // Time is told in milliseconds.
+            std::thread::sleep(Duration::from_millis(2));
+            delivery.reject("again");
+        }
+    });
+    let redriven = client.redrive("orders.fifo").await.unwrap();
+    killer.abort();
+    assert_eq!((redriven.moved, redriven.later), (1, 1));
+    assert_short(&redriven, "2", "1");
+    drop(held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dead_letter_that_was_lost_is_not_counted_as_moved() {
+    let client = full_origin().await;
+    let redrive = tokio::spawn(client.redrive("orders").into_future());
+    sleep(Duration::from_secs(1)).await;
+    let mut thief = client.receiver("orders-dlq").discard_dead_letters().await.unwrap();
+    // The process sleeps for longer than a lease, and another takes what it held.
+    advance(Duration::from_secs(10)).await;
+    assert_eq!(thief.receive_batch(2).await.unwrap().len(), 2);
+    assert_eq!(drain(&client).await, ["x", "y", "a", "b"]);
+    let redriven = redrive.await.unwrap().unwrap();
+    let kinds: Vec<_> = redriven.failed.iter().map(|e| (e.kind(), e.outcome())).collect();
+    assert_eq!((redriven.moved, kinds), (0, vec![(ErrorKind::LeaseLost, Outcome::Unknown); 2]));
+}
+
+#[tokio::test]
+async fn what_no_receiver_takes_is_refused() {
+    let client = connect("memory://?lease=0s").await;
+    let error = client.redrive("orders").await.unwrap_err();
+    assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some("lease")));
 }

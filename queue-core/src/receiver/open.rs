@@ -196,7 +196,8 @@ impl IntoFuture for ReceiverBuilder {
     }
 }
 
-fn checked(config: &ReceiverConfig) -> Result<()> {
+/// Refuses what no receiver can be opened with.
+pub(crate) fn checked(config: &ReceiverConfig) -> Result<()> {
     let bad = |option: &'static str, why: &'static str| {
         Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option))
     };

@@ -1,53 +1,40 @@
 //! One pass over dead letters.
 //!
 //! Every dead letter that is met stays unanswered until its copy is confirmed, or until the end, so that none is met twice.
-//! What dies again meanwhile is behind those that were there at the start: the pass ends with their number where the broker
-//! tells it exactly. Where it does not, what comes last is put back only after nothing came any more.
+//! What died after the pass began is left, where it says when; the pass ends with the number of those that were there where the
+//! broker tells it exactly. Of those that say nothing, what comes beyond an estimate is put back only after nothing came any more.
 
 use std::collections::{HashMap, VecDeque};
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout_at};
 
+use super::expected::Expected;
 use super::{Filter, Redriven};
 use crate::address::Source;
 use crate::consumer::{AckToken, Answer, Consumer, Received};
 use crate::dead_letter;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::message::Message;
 use crate::outbox::Owned;
 use crate::producer::Receipt;
 use crate::verdict::Verdict;
 
-/// Most dead letters that are held at a time, and their bytes.
-pub(super) const MOST_UNANSWERED: usize = 10_000;
+/// Most bytes of dead letters that are held at a time.
 pub(super) const MOST_BYTES: usize = 64 << 20;
 /// Most that are fetched at once, and most copies in flight.
 const MOST_AT_ONCE: usize = 256;
+/// Bytes of copies in flight before more wait: below the window of a sender, so that handing one over takes no time.
+const MOST_SENDING: usize = 16 << 20;
 /// How long the first may take where the broker says that there is one: a group of Kafka has to be joined.
 const FIRST: Duration = Duration::from_secs(30);
 /// How long the end may take.
 const END: Duration = Duration::from_secs(30);
-
-/// How many dead letters there are at the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Expected {
-    Exactly(u64),
-    About(u64),
-}
-
-impl Expected {
-    fn count(self) -> u64 {
-        match self {
-            Self::Exactly(count) | Self::About(count) => count,
-        }
-    }
-}
 
 /// Which dead letters are put back.
 pub(super) struct Wanted {
@@ -56,6 +43,10 @@ pub(super) struct Wanted {
     pub(super) group: Option<String>,
     pub(super) filter: Option<Filter>,
     pub(super) limit: u64,
+    /// Most that are held at a time.
+    pub(super) most: usize,
+    /// What died later is left.
+    pub(super) before: SystemTime,
 }
 
 pub(super) struct Pass {
@@ -65,6 +56,8 @@ pub(super) struct Pass {
     expected: Expected,
     lease: Duration,
     idle: Duration,
+    /// When it ends unless something comes.
+    quiet: Instant,
     /// More is fetched.
     open: bool,
     looked_at: u64,
@@ -74,7 +67,10 @@ pub(super) struct Pass {
     bytes: usize,
     /// Copies that are not sent yet.
     waiting: VecDeque<(AckToken, Message)>,
+    /// Copies of what may have died since the start; they wait until nothing more comes.
+    unsure: VecDeque<(AckToken, Message)>,
     sending: FuturesUnordered<BoxFuture<'static, (AckToken, Result<Receipt>)>>,
+    sending_bytes: usize,
     report: Redriven,
 }
 
@@ -87,6 +83,7 @@ impl Pass {
         lease: Duration,
         idle: Duration,
     ) -> Self {
+        let first = if expected.count() > 0 { idle.max(FIRST) } else { idle };
         Self {
             consumer,
             outbox,
@@ -94,13 +91,16 @@ impl Pass {
             expected,
             lease,
             idle,
+            quiet: crate::memory::far(Instant::now(), first),
             open: true,
             looked_at: 0,
             chosen: 0,
             unanswered: HashMap::new(),
             bytes: 0,
             waiting: VecDeque::new(),
+            unsure: VecDeque::new(),
             sending: FuturesUnordered::new(),
+            sending_bytes: 0,
             report: Redriven::default(),
         }
     }
@@ -118,8 +118,8 @@ impl Pass {
         let mut renewal = interval_at(crate::memory::far(Instant::now(), half), half);
         renewal.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut received = Vec::new();
-        let idle = sleep_until(self.idle_until());
-        tokio::pin!(idle);
+        let quiet = sleep_until(self.quiet);
+        tokio::pin!(quiet);
         loop {
             self.send_waiting().await;
             if self.sending.is_empty() && self.open && self.is_full() {
@@ -134,37 +134,53 @@ impl Pass {
             let fetches = self.open && !self.is_full() && self.sending.len() < MOST_AT_ONCE;
             tokio::select! {
                 biased;
-                _ = renewal.tick(), if leased => self.renew(),
+                _ = renewal.tick() => {
+                    self.look_after_held();
+                    if leased {
+                        self.renew();
+                    }
+                }
                 Some((token, sent)) = self.sending.next() => self.sent(token, sent),
                 fetched = poll_fn(|cx| consumer.poll_receive(cx, room, &mut received)), if fetches => match fetched {
                     Ok(()) => {
+                        self.look_after_held();
                         received.drain(..).for_each(|item| self.meet(item));
                         self.close_when_done();
                     }
                     Err(error) => self.stop(error),
                 },
-                () = &mut idle, if self.open && self.sending.is_empty() => self.dried_up(),
-                else => {}
+                () = &mut quiet, if self.open && self.sending.is_empty() => self.dried_up(),
             }
-            idle.as_mut().reset(self.idle_until());
+            quiet.as_mut().reset(self.quiet);
         }
     }
 
-    fn idle_until(&self) -> Instant {
-        let is_first = self.looked_at == 0 && self.expected.count() > 0;
-        crate::memory::far(Instant::now(), if is_first { self.idle.max(FIRST) } else { self.idle })
+    /// Something came, or went.
+    fn stir(&mut self) {
+        self.quiet = crate::memory::far(Instant::now(), self.idle);
     }
 
     /// What may be fetched at once.
     fn room(&self) -> NonZeroUsize {
-        let left = usize::try_from(self.wanted.limit.saturating_sub(self.chosen)).unwrap_or(usize::MAX);
-        let room = MOST_AT_ONCE.min(left).min(MOST_UNANSWERED.saturating_sub(self.unanswered.len()));
+        let mut left = self.wanted.limit.saturating_sub(self.chosen);
+        if let Expected::Exactly(count) = self.expected {
+            left = left.min(count.saturating_sub(self.looked_at));
+        }
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let room = MOST_AT_ONCE.min(left).min(self.wanted.most.saturating_sub(self.unanswered.len()));
         NonZeroUsize::new(room).unwrap_or(NonZeroUsize::MIN)
     }
 
-    /// Whether all that the broker told of have been met: more may have died since.
-    fn is_past_expected(&self) -> bool {
-        self.looked_at >= self.expected.count()
+    /// What the broker took away comes again, here or elsewhere: nobody could tell that it has been looked at.
+    fn look_after_held(&mut self) {
+        if !self.open {
+            return;
+        }
+        let lost = self.unanswered.keys().filter(|token| !self.consumer.holds(**token)).count();
+        if lost > 0 {
+            let why = "dead letters that this pass held are the broker's again, so that they would come twice";
+            self.stop(Error::new(ErrorKind::LeaseLost, why).with_context("lost", lost));
+        }
     }
 
     /// Looks at a dead letter, which is held from now on.
@@ -173,7 +189,16 @@ impl Pass {
         let size = message.as_ref().map_or_else(|undecodable| undecodable.raw.len(), Message::size);
         self.unanswered.insert(token, size);
         self.bytes += size;
+        if !self.open {
+            return;
+        }
+        let died = message.as_ref().ok().and_then(dead_letter::died_at);
+        if died.is_some_and(|at| at > self.wanted.before) {
+            self.report.later += 1;
+            return;
+        }
         self.looked_at += 1;
+        self.stir();
         let message = match message {
             Ok(message) => message,
             Err(undecodable) => return self.report.failed.push(undecodable.error),
@@ -184,58 +209,83 @@ impl Pass {
             self.report.kept += 1;
         } else {
             self.chosen += 1;
-            self.waiting.push_back((token, dead_letter::put_back(&message, self.wanted.group.as_deref())));
+            let is_unsure = died.is_none() && self.looked_at > self.expected.count();
+            let copies = if is_unsure { &mut self.unsure } else { &mut self.waiting };
+            copies.push_back((token, dead_letter::put_back(&message, self.wanted.group.as_deref())));
         }
     }
 
     fn close_when_done(&mut self) {
-        let is_exact = matches!(self.expected, Expected::Exactly(_));
-        if self.chosen >= self.wanted.limit || is_exact && self.is_past_expected() {
+        let is_done = matches!(self.expected, Expected::Exactly(count) if self.looked_at >= count);
+        if self.chosen >= self.wanted.limit || is_done {
             self.open = false;
         }
     }
 
     fn is_full(&self) -> bool {
-        self.unanswered.len() >= MOST_UNANSWERED || self.bytes >= MOST_BYTES
+        self.unanswered.len() >= self.wanted.most || self.bytes >= MOST_BYTES
     }
 
     fn full(&self) -> Error {
         let why = "so many dead letters are held that those behind them are not looked at";
         Error::new(ErrorKind::TooLarge, why)
-            .with_context("limit", format!("{MOST_UNANSWERED} messages, {MOST_BYTES} bytes"))
+            .with_context("limit", format!("{} messages, {MOST_BYTES} bytes", self.wanted.most))
             .with_context("actual", format!("{} messages, {} bytes", self.unanswered.len(), self.bytes))
     }
 
     /// Nothing came for a while.
     fn dried_up(&mut self) {
-        self.open = false;
-        if self.looked_at == 0 && self.expected.count() > 0 {
-            let error = Error::new(ErrorKind::Timeout, "the broker tells of dead letters, and none came");
-            self.report.stopped = Some(error.with_context("ready", self.expected.count()));
+        self.look_after_held();
+        let is_short = match self.expected {
+            Expected::Exactly(count) => self.looked_at < count,
+            Expected::About(count) => self.looked_at == 0 && count > 0,
+        };
+        if is_short {
+            let error = Error::new(ErrorKind::Timeout, "the broker tells of more dead letters than came")
+                .with_context("told", self.expected.count())
+                .with_context("came", self.looked_at);
+            self.stop(error);
         }
+        self.open = false;
     }
 
-    /// Sends copies while there is room; what may have died since the start waits until nothing more comes.
+    /// Sends copies while there is room.
     async fn send_waiting(&mut self) {
-        while self.sending.len() < MOST_AT_ONCE && (!self.open || !self.is_past_expected()) {
+        if !self.open {
+            self.waiting.append(&mut self.unsure);
+        }
+        while self.sending.len() < MOST_AT_ONCE && self.sending_bytes < MOST_SENDING {
             let Some((token, copy)) = self.waiting.pop_front() else { return };
             if !self.consumer.holds(token) {
+                let why = "the dead letter is the broker's again: it stays";
+                self.report.failed.push(Error::new(ErrorKind::LeaseLost, why));
+                self.look_after_held();
                 self.forget(token);
                 continue;
             }
             match self.outbox.submit(copy).await {
-                Ok(slot) => self.sending.push(Box::pin(async move { (token, Verdict(slot).await) })),
+                Ok(slot) => {
+                    self.sending_bytes += self.unanswered.get(&token).copied().unwrap_or(0);
+                    self.sending.push(Box::pin(async move { (token, Verdict(slot).await) }));
+                }
                 Err(error) => self.failed(error),
             }
         }
     }
 
     fn sent(&mut self, token: AckToken, sent: Result<Receipt>) {
+        self.stir();
+        self.sending_bytes -= self.unanswered.get(&token).copied().unwrap_or(0);
         match sent {
-            Ok(_) => {
-                self.consumer.ack(&[token]);
+            Ok(_) if self.consumer.ack(&[token]).stale.is_empty() => {
                 self.forget(token);
                 self.report.moved += 1;
+            }
+            Ok(_) => {
+                let why = "it is back, and its dead letter is the broker's again: it stays as well";
+                self.report.failed.push(Error::new(ErrorKind::LeaseLost, why).with_outcome(Outcome::Unknown));
+                self.look_after_held();
+                self.forget(token);
             }
             Err(error) => self.failed(error),
         }
@@ -252,6 +302,7 @@ impl Pass {
         if !matches!(error.kind(), Codec | InvalidInput | Rejected | TooLarge | Unsupported) {
             self.stop(error.clone());
             self.waiting.clear();
+            self.unsure.clear();
         }
         self.report.failed.push(error);
     }
@@ -286,7 +337,11 @@ impl Pass {
             }
         })
         .await;
-        self.consumer.close(deadline).await;
+        let closed = self.consumer.close(deadline).await;
+        if let Some(error) = closed.errors.into_iter().next() {
+            // Acknowledgements that the broker did not take.
+            self.report.stopped.get_or_insert(error);
+        }
         self.outbox.close(deadline).await;
     }
 }
