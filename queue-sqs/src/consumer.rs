@@ -154,7 +154,7 @@ impl Shared {
         released
     }
 
-    /// Gives back what was handed out and not answered as well; says how much.
+    /// Gives back what was handed out and not answered as well, but for what is being sent on; says how much.
     fn let_go(&self) -> usize {
         let mut state = self.state.lock();
         state.closed.get_or_insert(Instant::now() + self.lease);
@@ -168,7 +168,7 @@ impl Shared {
     /// Whether there is no answer left to send, now and ever.
     pub(crate) fn answers_are_over(&self) -> bool {
         let state = self.state.lock();
-        state.closed.is_some() && state.polls_ended && state.outbox.is_empty()
+        state.closed.is_some() && state.polls_ended && state.hopping == 0 && state.outbox.is_empty()
     }
 
     /// Waits until every answer so far has its outcome.

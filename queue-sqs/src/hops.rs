@@ -4,7 +4,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use queue_core::{AckToken, Completion, ErrorKind, EventKind, Message, Producer, ProducerOptions, Result, wire};
+use queue_core::{
+    AckToken, Completion, Error, ErrorKind, EventKind, HealthState, Message, Producer, ProducerOptions, Result, dead_letter, wire,
+};
 use tokio::time::sleep;
 
 use crate::answers::Verb;
@@ -24,9 +26,11 @@ pub(crate) fn first(message: &Message, hop: Duration) -> Option<Message> {
     Some(wire::with_due(message.clone(), SystemTime::now() + delay).delay(hop))
 }
 
-/// When a message that arrived is due, if that is still to come; it says nothing of it any more.
+/// When a message that arrived is due, if that is still to come; it says nothing of it any more. What Amazon moved to a queue
+/// of dead letters waits for nothing there.
 pub(crate) fn take_due(message: &mut Message) -> Option<SystemTime> {
-    wire::take_due(message).filter(|due| *due > SystemTime::now())
+    let is_dead = message.native_headers().get(dead_letter::ORIGIN).is_some();
+    wire::take_due(message).filter(|due| !is_dead && *due > SystemTime::now())
 }
 
 impl Shared {
@@ -60,14 +64,14 @@ impl Shared {
         let message = wire::with_due(message, due);
         while self.state.lock().leases.get(token).is_some() {
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();
-            let Err(error) = send(copies, message.clone().delay(left.min(self.hop))).await else {
-                return self.answer(token, Verb::Delete);
-            };
+            let sent = send(copies, message.clone().delay(left.min(self.hop))).await;
+            self.note_hop(sent.as_ref().err());
+            let Err(error) = sent else { return self.answer(token, Verb::Delete) };
             let is_hopeless = matches!(
                 error.kind(),
                 ErrorKind::Unauthorized | ErrorKind::TooLarge | ErrorKind::InvalidInput | ErrorKind::Unsupported
             );
-            self.events.emit(EventKind::DeadLetterFailed, &self.name, Some(error));
+            self.events.emit(EventKind::AnswerFailed, &self.name, Some(error));
             if is_hopeless {
                 // It cannot be sent from here: it stays away as long as a message can.
                 return self.answer(token, Verb::Return(left.min(MAX_RETRY_DELAY)));
@@ -78,6 +82,11 @@ impl Shared {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE.1);
         }
+    }
+
+    fn note_hop(&self, error: Option<&Error>) {
+        let problem = error.map(|error| (HealthState::Degraded, format!("a long delay cannot go on: {error}")));
+        self.events.set_problem(&format!("sqs {} hops", self.name), problem);
     }
 
     fn answer(&self, token: AckToken, verb: Verb) {
@@ -109,8 +118,16 @@ struct Hopping<'a>(&'a Shared);
 
 impl Drop for Hopping<'_> {
     fn drop(&mut self) {
-        self.0.state.lock().hopping -= 1;
+        let mut state = self.0.state.lock();
+        state.hopping -= 1;
+        let is_over = state.stopped && state.hopping == 0;
+        drop(state);
+        if is_over {
+            // Nobody is here any more who could tell that it goes on.
+            self.0.note_hop(None);
+        }
         self.0.settled.notify_waiters();
+        self.0.answers.notify_one();
     }
 }
 

@@ -163,11 +163,11 @@ impl Shared {
         let mut state = self.state.lock();
         let mut early = Vec::new();
         for mut message in decoded {
-            let lease = Lease::granted(message.receipt, message.bytes, self.lease, sent, wait);
+            let mut lease = Lease::granted(message.receipt, message.bytes, self.lease, sent, wait);
+            let due = message.message.as_mut().ok().and_then(hops::take_due);
+            lease.hopping = due.is_some();
             let token = state.leases.insert(lease);
-            if let Ok(content) = &mut message.message
-                && let Some(due) = hops::take_due(content)
-            {
+            if let (Ok(content), Some(due)) = (&mut message.message, due) {
                 early.push((token, std::mem::take(content), due));
                 continue;
             }

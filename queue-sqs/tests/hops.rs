@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Client, Delivery, ErrorKind, Message, Receiver};
+use queue_core::{Client, ConsumerOptions, Delivery, ErrorKind, Events, Message, Receiver, Source};
 use tokio::time::{Instant, timeout};
 
 mod endpoint;
@@ -111,24 +111,84 @@ async fn a_receiver_that_closes_finishes_its_hops() -> Outcome {
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint, "&delay_hops=1s").await?;
     let mut receiver = client.receiver("closing").discard_dead_letters().await?;
-    client.sender("closing").await?.send(Message::new("x").delay(Duration::from_secs(8))).await?;
-    // The copy of the first hop is on its way for a while.
-    let late_by = Duration::from_secs(2);
-    let sends = endpoint.counts().of("SendMessageBatch");
-    endpoint.set_faults(Faults { delay: 1.0, late_by, ..Faults::default() });
-    timeout(SOON, async {
-        while endpoint.counts().of("SendMessageBatch") == sends {
-            let _ = timeout(Duration::from_millis(20), receiver.receive()).await;
-        }
-    })
-    .await?;
+    on_its_way(&endpoint, &client, "closing").await?;
     let report = receiver.close(CLOSE).await;
     assert!(report.is_clean(), "{report:?}");
+    comes_once(&endpoint, &client, "closing").await
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_dropped_finishes_its_hops() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&delay_hops=1s").await?;
+    drop(client.sender("dropped").await?);
+    let url = endpoint.url("&wait_time=1s").parse()?;
+    let broker = (queue_sqs::DRIVER.connect)(url, Events::new()).await?;
+    let consumer = broker.consumer(&Source::new("dropped".parse()?), &ConsumerOptions::default()).await?;
+    on_its_way(&endpoint, &client, "dropped").await?;
+    drop(consumer);
+    comes_once(&endpoint, &client, "dropped").await
+}
+
+/// Sends a message with a long delay, and waits until the copy that a receiver makes of it is on its way, for a while.
+async fn on_its_way(endpoint: &Endpoint, client: &Client, queue: &str) -> Outcome {
+    client.sender(queue).await?.send(Message::new("x").delay(Duration::from_secs(8))).await?;
+    let sends = endpoint.counts().of("SendMessageBatch");
+    endpoint.set_faults(Faults { delay: 1.0, late_by: Duration::from_secs(2), ..Faults::default() });
+    until(|| endpoint.counts().of("SendMessageBatch") > sends).await
+}
+
+async fn comes_once(endpoint: &Endpoint, client: &Client, queue: &str) -> Outcome {
     endpoint.set_faults(Faults::default());
-    let mut receiver = client.receiver("closing").discard_dead_letters().await?;
-    let delivery = next(&mut receiver).await?;
-    delivery.ack();
+    let mut receiver = client.receiver(queue).discard_dead_letters().await?;
+    next(&mut receiver).await?.ack();
     assert!(timeout(DELAY, receiver.receive()).await.is_err(), "it came twice");
+    Ok(())
+}
+
+/// Waits until it is so.
+async fn until(is_so: impl Fn() -> bool) -> Outcome {
+    let wait = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    Ok(timeout(SOON, wait).await.map_err(|_| "it did not become so")?)
+}
+
+#[tokio::test]
+async fn a_hop_that_fails_shows_in_health_until_one_succeeds() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&delay_hops=1s").await?;
+    let mut receiver = client.receiver("sick").discard_dead_letters().await?;
+    client.sender("sick").await?.send(Message::new("x").delay(DELAY)).await?;
+    let received = tokio::spawn(async move { receiver.receive().await.map(|d| d.text().map(str::to_owned)) });
+    endpoint.set_faults(Faults { fail_entry: 1.0, ..Faults::default() });
+    until(|| client.health().problems.iter().any(|p| p.contains("long delay"))).await?;
+    endpoint.set_faults(Faults::default());
+    until(|| client.health().is_up()).await?;
+    assert_eq!(timeout(SOON, received).await???.as_deref(), Some("x"));
+    Ok(())
+}
+
+/// What others received early and gave up lies among the dead letters, and hops there no more.
+#[tokio::test]
+async fn what_amazon_moved_to_the_dead_letters_waits_for_nothing() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&delay_hops=1s").await?;
+    client.receiver("moved").max_deliveries(1).await?.close(CLOSE).await;
+    client.sender("moved").await?.send(Message::new("x").delay(Duration::from_secs(3600))).await?;
+    let sqs = endpoint.client();
+    let url = sqs.get_queue_url().queue_name("moved").send().await?.queue_url.unwrap_or_default();
+    let mut dead = client.receiver("moved-dlq").max_deliveries(100).discard_dead_letters().await?;
+    // More often than the policy of the queue allows.
+    for _ in 0..30 {
+        endpoint.pass(Duration::from_secs(2));
+        sqs.receive_message().queue_url(&url).visibility_timeout(1).send().await?;
+    }
+    let delivery = next(&mut dead).await?;
+    assert_eq!((delivery.text(), delivery.headers().len()), (Some("x"), 0));
+    delivery.ack();
     Ok(())
 }
 
