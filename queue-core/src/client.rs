@@ -159,9 +159,9 @@ impl Client {
     /// key, id, headers and properties, and stands behind what waits. One that does not say where it came from (another
     /// program's) counts as this source's own; one that came from elsewhere stays.
     ///
-    /// Each dead letter is looked at once. The pass ends with those that were there when it began, by the broker's count;
-    /// what dies again meanwhile waits for another pass. Where the count is not exact (SQS) the pass ends when nothing has
-    /// come for [`idle`](RedriveBuilder::idle), and what dies again at once may be put back twice. Nothing is created.
+    /// Each dead letter is looked at once. The pass ends with those that were there when it began, by the broker's count, or,
+    /// where that is an estimate (SQS, Kafka), when nothing has come for [`idle`](RedriveBuilder::idle). What dies again
+    /// meanwhile waits for another pass, by the clock of the receiver that gave it up. Nothing is created.
     ///
     /// ```
     /// # use queue_core::{Client, dead_letter, memory};

@@ -131,7 +131,8 @@ impl<'a> Named<'a> {
         let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (before, name) = path.rsplit_once('/').unwrap_or(("", path));
         let account = before.rsplit('/').next().filter(|a| !a.is_empty() && a.bytes().all(|b| b.is_ascii_digit()));
-        let region = host.strip_prefix("sqs.").and_then(|host| host.split_once(".amazonaws.")).map(|(region, _)| region);
+        let region =
+            host.strip_prefix("sqs.").and_then(|host| host.split_once(".amazonaws.")).map(|(region, _)| region);
         Self { name, account, region }
     }
 }
@@ -229,6 +230,8 @@ mod tests {
             let of = source(of);
             assert!(!is_of(&from(origin), &of) && !is_of(&moved_from(origin), &of), "{origin} {of}");
         }
-        assert!(is_of(&from("us:orders"), &source("us:orders")) && is_of(&moved_from("us:orders"), &source("us:orders")));
+        assert!(
+            is_of(&from("us:orders"), &source("us:orders")) && is_of(&moved_from("us:orders"), &source("us:orders"))
+        );
     }
 }

@@ -53,10 +53,14 @@ pub struct Redriven {
     /// Those that died after the pass began, by the clock of whoever made the dead letter. They stay.
     pub later: u64,
     /// Why others that were chosen stay, one error for each: it cannot be read (`Codec`), its source is gone (`NotFound`,
-    /// `Unroutable`), it is too large there (`TooLarge`), or what else a send fails with. With outcome `Unknown` it may be
-    /// back and stay as well.
+    /// `Unroutable`), it is too large there (`TooLarge`), the broker took it away meanwhile (`LeaseLost`), or what else a send
+    /// fails with. With outcome `Unknown` it may be back and stay as well.
     pub failed: Vec<Error>,
-    /// Why the pass ended before every dead letter was looked at; `None`: it did not, or its limit was reached.
+    /// Why the pass ended before every dead letter was looked at, or why some that are back stay as well; `None`: neither, or
+    /// its limit was reached.
+    ///
+    /// `TooLarge`: too many are held, or stay beside what is back (Kafka). `Timeout`: fewer came than the broker told of.
+    /// `LeaseLost`: the broker took away what was held. Else what the broker says.
     pub stopped: Option<Error>,
 }
 
@@ -89,17 +93,18 @@ impl RedriveBuilder {
         self
     }
 
-    /// Where the dead letters lie. Default: what receivers of this client are configured with as `dead_letter`, else
-    /// `<queue>-dlq`.
+    /// Where the dead letters lie. Default: what `dead_letter` is in the URL of this client, else `<queue>-dlq`. What a receiver
+    /// was opened with is not known here: name the same, or use [`Connections::redrive`](crate::Connections::redrive).
     pub fn from(mut self, address: impl Into<String>) -> Self {
         self.config.dead_letter = Some(address.into());
         self
     }
 
     /// Chooses the dead letters to put back, by all they say, the headers of [`dead_letter`](crate::dead_letter) included.
-    /// Those for which it answers `false` stay as they are. Default: all.
+    /// Those for which it answers `false` stay; SQS, and RabbitMQ 4 before 4.3, count that they were handed out. Default: all.
     ///
-    /// At most 10,000 (64 MiB) can stay in a pass, because they are held until its end: one that meets more stops.
+    /// At most 10,000 (64 MiB) can stay in a pass, because they are held until its end: one that meets more stops. Without a
+    /// filter, and without an address by [`from`](Self::from), it is 512.
     pub fn filter(mut self, filter: impl FnMut(&Message) -> bool + Send + 'static) -> Self {
         self.filter = Some(Box::new(filter));
         self
@@ -111,7 +116,8 @@ impl RedriveBuilder {
         self
     }
 
-    /// How long nothing may come before the pass ends, where the broker's count does not end it. Default: 5 s.
+    /// How long nothing that was there at the start may come before the pass ends, where the broker's count does not end it.
+    /// Default: 5 s.
     ///
     /// Until the first dead letter comes it is at least 30 s where the broker says that there is one.
     pub fn idle(mut self, time: Duration) -> Self {

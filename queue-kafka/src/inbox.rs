@@ -249,7 +249,8 @@ impl Inbox {
     pub(crate) fn cut_off(&self) -> Option<Error> {
         let state = self.state.lock();
         let first = state.cut_off.first()?;
-        let why = "acknowledged messages come again: a commit has no room for so many that stand beyond one that is not";
+        let why =
+            "acknowledged messages come again: a commit has no room for so many that stand beyond one that is not";
         Some(Error::new(ErrorKind::TooLarge, why).with_context("topic", &self.topic).with_context("partition", first))
     }
 

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use queue_core::{
-    AckToken, Completion, Error, ErrorKind, EventKind, HealthState, Message, Producer, ProducerOptions, Result, dead_letter, wire,
+    AckToken, Completion, Error, ErrorKind, EventKind, HealthState, Message, Producer, ProducerOptions, Result,
+    dead_letter, wire,
 };
 use tokio::time::sleep;
 

@@ -107,7 +107,8 @@ impl Wanted {
             backstop(&mut all, kind, address.name(), entry.max_deliveries, server);
         }
         // What may be a queue of dead letters, and has nowhere to put any itself.
-        let keeps_all = entry.dead_letter.is_none() && entry.max_deliveries.is_none() && !all.contains_key(DEAD_LETTERS);
+        let keeps_all =
+            entry.dead_letter.is_none() && entry.max_deliveries.is_none() && !all.contains_key(DEAD_LETTERS);
         if keeps_all && kind == QueueType::Quorum && server.is_rabbitmq(4, 0) {
             all.entry(DELIVERY_LIMIT.to_owned()).or_insert(AMQPValue::LongLongInt(NO_LIMIT));
         }
