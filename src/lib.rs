@@ -16,6 +16,9 @@ pub use queue_kafka as kafka;
 /// Amazon SQS: the adapter's own types.
 #[cfg(feature = "sqs")]
 pub use queue_sqs as sqs;
+/// The worker: handlers, retries, dead letters, drain.
+#[cfg(feature = "worker")]
+pub use queue_worker as worker;
 
 /// The drivers that are compiled in.
 pub const DRIVERS: &[Driver] = &[

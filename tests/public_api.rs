@@ -29,8 +29,13 @@ const ALLOWED: &[&str] = &[
 ];
 
 /// Documented native access: function and foreign crate.
-const NATIVE: &[(&str, &str)] =
-    &[("from_client", "aws_sdk_sqs"), ("from_config", "aws_types"), ("open_channel", "lapin")];
+const NATIVE: &[(&str, &str)] = &[
+    ("from_client", "aws_sdk_sqs"),
+    ("from_clients", "aws_sdk_sqs"),
+    ("from_clients", "aws_sdk_sns"),
+    ("from_config", "aws_types"),
+    ("open_channel", "lapin"),
+];
 
 #[test]
 #[ignore = "documents every crate; run by scripts/test"]

@@ -26,6 +26,7 @@ const COLUMNS: &[(&str, &str, &str)] = &[
     ("RabbitMQ 4", "amqp", "ANYQUEUE_TEST_AMQP4_URL"),
     ("Kafka", "kafka", "ANYQUEUE_TEST_KAFKA_URL"),
     ("SQS", "sqs", "ANYQUEUE_TEST_SQS_URL"),
+    ("SQS, SNS", "sqs", "ANYQUEUE_TEST_SNS_URL"),
 ];
 
 /// Names of the harnesses whose reports are kept.

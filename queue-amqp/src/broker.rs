@@ -22,7 +22,7 @@ use crate::capability;
 use crate::config::Target;
 use crate::consumer::AmqpConsumer;
 use crate::delay::Ladder;
-use crate::link::{Link, Task};
+use crate::link::{Link, Task, while_up};
 #[cfg(feature = "management")]
 use crate::management::Management;
 use crate::producer::AmqpProducer;
@@ -53,7 +53,7 @@ pub(crate) struct Shared {
     defaults: Arguments,
     #[cfg(feature = "management")]
     management: Option<Management>,
-    known: Known,
+    pub(crate) known: Known,
     capabilities: Arc<Capabilities>,
     /// The queues of each topic's groups, as far as they were declared or consumed through this broker.
     groups: Mutex<BTreeMap<String, BTreeSet<String>>>,
@@ -151,8 +151,10 @@ impl Shared {
     /// the second time.
     async fn ask<'a, T>(&'a self, question: impl Fn(Topologist<'a>) -> BoxFuture<'a, Result<T>>) -> Result<T> {
         let topologist = self.topologist()?;
+        let mut sessions = self.consume.sessions();
         loop {
-            match question(topologist).await {
+            sessions.mark_unchanged();
+            match while_up(&sessions, question(topologist)).await {
                 Err(error) if is_lost(&error) && Instant::now() + AGAIN < topologist.deadline => sleep(AGAIN).await,
                 answer => return answer,
             }

@@ -19,7 +19,7 @@ use queue_core::{
     Ordering, Position, Received, Result, Settled, Source,
 };
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::broker::Shared as BrokerShared;
 use crate::convert::incoming;
@@ -28,7 +28,7 @@ use crate::ledger::Ledger;
 use crate::link::Task;
 use crate::stream::{Place, offset};
 use crate::subscription;
-use crate::topology::Native;
+use crate::topology::{Native, QueueType};
 use crate::turns::Patient;
 
 /// Waits for an answer while closing, also when the deadline has passed.
@@ -356,6 +356,7 @@ impl Consumer for AmqpConsumer {
                 Answer::Retry(..) => {
                     // With the client when the first poll returns.
                     let _ = channel.basic_reject(tag, BasicRejectOptions { requeue: true }).now_or_never();
+                    state.ledger.burst.gave(1);
                 }
                 _ => {}
             }
@@ -395,6 +396,7 @@ impl Consumer for AmqpConsumer {
             return report;
         }
         self.end(deadline).await;
+        self.outlast_burst(deadline).await;
         if let Err(error) = self.flush_until(deadline).await {
             report.errors.push(error);
         }
@@ -427,6 +429,26 @@ impl Consumer for AmqpConsumer {
 }
 
 impl AmqpConsumer {
+    /// Waits until the server has taken what was answered lately, as far as that can be known.
+    async fn outlast_burst(&self, deadline: Instant) {
+        let queue = self.inbox.source.queue_name();
+        let kind = queue.and_then(|queue| self.inbox.broker.known.of(&queue).kind);
+        if !matches!(kind, None | Some(QueueType::Quorum)) {
+            return;
+        }
+        loop {
+            let over = {
+                let mut state = self.inbox.state.lock();
+                state.write();
+                state.ledger.burst.over().map(|over| over.min(deadline))
+            };
+            match over {
+                Some(over) if over > Instant::now() => sleep_until(over).await,
+                _ => return,
+            }
+        }
+    }
+
     async fn flush_until(&self, deadline: Instant) -> Result<()> {
         let (channel, epoch, answers) = {
             let mut state = self.inbox.state.lock();

@@ -19,13 +19,13 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{Channel, ExchangeKind};
 use parking_lot::Mutex;
 use queue_core::{Error, ErrorKind, Outcome, Result};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::config::MAX_SHORT;
 use crate::convert::{arguments, short};
 use crate::error::within;
-use crate::link::{Session, open_channel};
+use crate::link::{Session, Sessions, open_channel, while_up};
 
 const LEVELS: u32 = 24;
 const UNIT: Duration = Duration::from_millis(100);
@@ -235,7 +235,7 @@ impl Ladder {
     }
 
     /// Makes what is wanted, for as long as the broker is open.
-    pub(crate) async fn run(self: Arc<Self>, mut sessions: watch::Receiver<Option<Arc<Session>>>, timeout: Duration) {
+    pub(crate) async fn run(self: Arc<Self>, mut sessions: Sessions, timeout: Duration) {
         loop {
             self.note(&mut sessions);
             let next = self.state.lock().next();
@@ -263,7 +263,7 @@ impl Ladder {
     }
 
     /// Looks which connection there is; true when it is another one, on which nothing is known.
-    fn note(&self, sessions: &mut watch::Receiver<Option<Arc<Session>>>) -> bool {
+    fn note(&self, sessions: &mut Sessions) -> bool {
         let session = sessions.borrow_and_update().as_ref().map_or_else(Weak::new, Arc::downgrade);
         let mut state = self.state.lock();
         let other = !session.ptr_eq(&state.session);
@@ -274,15 +274,16 @@ impl Ladder {
         other
     }
 
-    async fn prepare(
-        &self,
-        sessions: &mut watch::Receiver<Option<Arc<Session>>>,
-        queue: &str,
-        levels: u32,
-        deadline: Instant,
-    ) -> Result<()> {
+    async fn prepare(&self, sessions: &mut Sessions, queue: &str, levels: u32, deadline: Instant) -> Result<()> {
         let channel = open_channel(sessions, deadline).await?;
-        let maker = Maker { channel: &channel, deadline };
+        while_up(sessions, self.prepare_on(&channel, queue, levels, deadline)).await?;
+        // An idle channel costs something with every frame of its connection.
+        let _ = within(deadline, "close", channel.close(200, "OK".into())).await;
+        Ok(())
+    }
+
+    async fn prepare_on(&self, channel: &Channel, queue: &str, levels: u32, deadline: Instant) -> Result<()> {
+        let maker = Maker { channel, deadline };
         let (have, queues) = {
             let state = self.state.lock();
             (state.levels, state.queues)
@@ -297,10 +298,7 @@ impl Ladder {
             maker.queue(n).await?;
         }
         let known = maker.bind(queue, OUT, &format!("{}{}", "*.".repeat(LEVELS as usize), word(queue))).await;
-        known.map_err(|e| e.with_context("queue", queue))?;
-        // An idle channel costs something with every frame of its connection.
-        let _ = within(deadline, "close", channel.close(200, "OK".into())).await;
-        Ok(())
+        known.map_err(|e| e.with_context("queue", queue))
     }
 }
 

@@ -6,6 +6,8 @@ use futures::FutureExt;
 use lapin::Channel;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
 
+use crate::burst::Burst;
+
 /// Acknowledgements that are written together at most.
 const MOST: usize = 64;
 
@@ -36,11 +38,13 @@ pub(crate) struct Ledger {
     most: usize,
     /// Whether something before the first mark was kept: from then on nothing is answered with what is before it.
     alone: bool,
+    pub(crate) burst: Burst,
 }
 
 impl Ledger {
     pub(crate) fn new(prefetch: usize) -> Self {
-        Self { base: 1, marks: VecDeque::new(), held: 0, acked: 0, most: (prefetch / 2).clamp(1, MOST), alone: false }
+        let most = (prefetch / 2).clamp(1, MOST);
+        Self { base: 1, marks: VecDeque::new(), held: 0, acked: 0, most, alone: false, burst: Burst::default() }
     }
 
     /// A delivery is handed out.
@@ -156,10 +160,11 @@ impl Ledger {
     /// Gives back deliveries that are recorded as gone, in order of their tags: as one where that touches nothing else.
     ///
     /// The acknowledgements are to be written before the deliveries are recorded: one of everything up to a tag takes
-    /// what is gone for answered. And a quorum queue holds back what a channel says beyond 32 commands that it has not
-    /// applied yet, and forgets it when the channel is closed then.
-    pub(crate) fn give_back(&self, channel: &Channel, tags: &[u64]) {
-        let nack = |tag, multiple| {
+    /// what is gone for answered.
+    pub(crate) fn give_back(&mut self, channel: &Channel, tags: &[u64]) {
+        let mut frames = 0;
+        let mut nack = |tag, multiple| {
+            frames += 1;
             // With the client when the first poll returns.
             let _ = channel.basic_nack(tag, BasicNackOptions { multiple, requeue: true }).now_or_never();
         };
@@ -167,16 +172,19 @@ impl Ledger {
             Some(last) if tags.len() > 1 && self.acked == 0 && !self.holds_up_to(*last) => nack(*last, true),
             _ => tags.iter().for_each(|tag| nack(*tag, false)),
         }
+        self.burst.gave(frames);
     }
 
     /// Hands what is to be written to the client; false when the channel is gone.
     pub(crate) fn write(&mut self, channel: &Channel) -> bool {
-        let mut alive = true;
+        let (mut alive, mut frames) = (true, 0);
         self.take(|tag, multiple| {
+            frames += 1;
             // The frame is with the client when the first poll returns; nothing else is worth waiting for.
             let written = channel.basic_ack(tag, BasicAckOptions { multiple }).now_or_never();
             alive &= !matches!(written, Some(Err(_)));
         });
+        self.burst.gave(frames);
         alive
     }
 }

@@ -3,6 +3,7 @@
 
 mod auth;
 mod broker;
+mod burst;
 mod capability;
 mod config;
 mod consumer;

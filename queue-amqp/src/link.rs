@@ -118,6 +118,9 @@ struct Shared {
 
 type Problem = (HealthState, String);
 
+/// The session of now, and each that follows.
+pub(crate) type Sessions = watch::Receiver<Option<Arc<Session>>>;
+
 impl Link {
     /// Connects for the first time, and fails when that fails.
     pub(crate) async fn open(target: Target, role: &'static str, events: Events, deadline: Instant) -> Result<Self> {
@@ -143,7 +146,7 @@ impl Link {
     }
 
     /// Present and later sessions; `None` while disconnected.
-    pub(crate) fn sessions(&self) -> watch::Receiver<Option<Arc<Session>>> {
+    pub(crate) fn sessions(&self) -> Sessions {
         self.shared.sessions.subscribe()
     }
 
@@ -190,10 +193,7 @@ impl Link {
 }
 
 /// Opens a channel, on a connection that is awaited until the deadline.
-pub(crate) async fn open_channel(
-    sessions: &mut watch::Receiver<Option<Arc<Session>>>,
-    deadline: Instant,
-) -> Result<Channel> {
+pub(crate) async fn open_channel(sessions: &mut Sessions, deadline: Instant) -> Result<Channel> {
     loop {
         let session = match timeout_at(deadline, sessions.wait_for(Option::is_some)).await {
             Ok(Ok(session)) => session.clone(),
@@ -201,10 +201,14 @@ pub(crate) async fn open_channel(
             Err(_) => None,
         };
         let Some(session) = session else { return Err(not_connected()) };
-        if session.connection.status().connected()
-            && let Some(channel) = session.channel(deadline).await?
-        {
-            return Ok(channel);
+        if session.connection.status().connected() {
+            match while_up(sessions, session.channel(deadline)).await {
+                Ok(Some(channel)) => return Ok(channel),
+                Ok(None) => {}
+                // Another session is about to be there.
+                Err(_) if sessions.has_changed().unwrap_or(false) => {}
+                Err(error) => return Err(error),
+            }
         }
         // Lost, and the supervisor is about to say so.
         match timeout_at(deadline, sessions.changed()).await {
@@ -212,6 +216,17 @@ pub(crate) async fn open_channel(
             Ok(Err(_)) => return Err(Error::closed("broker")),
             Err(_) => return Err(not_connected()),
         }
+    }
+}
+
+/// Does what needs the session that was seen last, for no longer than it lasts: what the client is asked at the moment
+/// when a connection goes is sometimes never answered.
+pub(crate) async fn while_up<T>(sessions: &Sessions, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let mut sessions = sessions.clone();
+    tokio::select! {
+        biased;
+        done = work => done,
+        _ = sessions.changed() => Err(Error::new(ErrorKind::Connection, "the connection was lost before the answer")),
     }
 }
 

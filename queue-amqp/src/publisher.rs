@@ -15,7 +15,6 @@ use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
 use parking_lot::Mutex;
 use queue_core::{Error, ErrorKind, Message, Result};
-use tokio::sync::watch;
 use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
@@ -23,7 +22,7 @@ use crate::config::AmqpConfig;
 use crate::delay::Ladder;
 use crate::error::{not_connected, within};
 use crate::flight::{Done, Origin, Verdict};
-use crate::link::{Blocked, Link, Session, Task, open_channel};
+use crate::link::{Blocked, Link, Sessions, Task, open_channel, while_up};
 use crate::renewal::{Renew, Renewal};
 use crate::turns::{Cork, Patient};
 use crate::window::Window;
@@ -43,8 +42,6 @@ const AT_ONCE: (usize, usize) = (128, 1 << 20);
 const RENEW: Duration = Duration::from_secs(1);
 /// Wait before a channel is opened again.
 const REOPEN: Duration = Duration::from_millis(100);
-
-type Sessions = watch::Receiver<Option<Arc<Session>>>;
 
 /// The channels that publish, with the tasks that keep them.
 pub(crate) struct Publisher {
@@ -222,7 +219,8 @@ impl Lane {
     async fn connect(&self, sessions: &mut Sessions, within_time: Duration) -> Result<()> {
         let deadline = Instant::now() + within_time;
         let channel = open_channel(sessions, deadline).await?;
-        within(deadline, "open channel", channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let confirms = channel.confirm_select(ConfirmSelectOptions::default());
+        while_up(sessions, within(deadline, "open channel", confirms)).await?;
         let (frame_max, cork) = match &*sessions.borrow() {
             Some(session) => (session.connection.configuration().frame_max(), session.cork.clone()),
             None => (0, Cork::default()),

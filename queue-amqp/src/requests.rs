@@ -17,13 +17,13 @@ use lapin::types::FieldTable;
 use lapin::{Channel, Confirmation, Connection};
 use parking_lot::Mutex;
 use queue_core::{Address, Error, ErrorKind, Message, Outcome, Result};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::capability::MAX_TTL;
 use crate::convert::{DIRECT_REPLY, Outgoing, incoming, outgoing, short};
 use crate::error::{map, not_connected, within};
-use crate::link::{Session, Task};
+use crate::link::{Session, Sessions, Task, while_up};
 
 /// Most requests that wait for a reply.
 const MAX_PENDING: usize = 8192;
@@ -32,8 +32,6 @@ const ORDERS: usize = 256;
 /// Never written to disk: a request does not outlive whoever asks.
 const TRANSIENT: u8 = 1;
 const OPERATION: &str = "request";
-
-type Sessions = watch::Receiver<Option<Arc<Session>>>;
 
 /// Makes requests and finds whom a reply is for.
 pub(crate) struct Requester {
@@ -203,6 +201,10 @@ impl Desk {
             Err(_) => None,
         };
         let Some(session) = session else { return Err(not_connected()) };
+        while_up(sessions, Self::open_on(session, deadline)).await
+    }
+
+    async fn open_on(session: Arc<Session>, deadline: Instant) -> Result<Open> {
         refuse_blocked(&session.connection)?;
         let channel = within(deadline, OPERATION, session.connection.create_channel()).await?;
         within(deadline, OPERATION, channel.confirm_select(ConfirmSelectOptions::default())).await?;

@@ -8,14 +8,13 @@ use lapin::Channel;
 use lapin::options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueDeclareOptions};
 use lapin::types::ShortString;
 use queue_core::{Error, ErrorKind, EventKind, Result};
-use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
 use crate::consumer::{Inbox, Want};
 use crate::convert::{arguments, short};
 use crate::error::{is_final, within};
 use crate::ledger::Ledger;
-use crate::link::{Session, open_channel};
+use crate::link::{Sessions, open_channel, while_up};
 use crate::stream::{OFFSET, Place};
 use crate::topology::{Native, QueueType, bind};
 
@@ -23,8 +22,6 @@ use crate::topology::{Native, QueueType, bind};
 const MAX_AGE: Duration = Duration::from_millis(5);
 /// Wait before another attempt to subscribe.
 const AGAIN: Duration = Duration::from_millis(200);
-
-type Sessions = watch::Receiver<Option<Arc<Session>>>;
 
 /// What the task does next.
 enum Step {
@@ -42,12 +39,12 @@ pub(crate) async fn drive(inbox: Arc<Inbox>, mut sessions: Sessions) {
         sessions.mark_unchanged();
         let result = match next(&inbox) {
             Step::Connect => connect(&inbox, &mut sessions).await,
-            Step::Subscribe(channel) => subscribe(&inbox, channel).await,
+            Step::Subscribe(channel) => while_up(&sessions, subscribe(&inbox, channel)).await,
             Step::Cancel(channel, stream) => {
-                cancel(&inbox, &channel, stream).await;
+                cancel(&inbox, &channel, stream, &sessions).await;
                 Ok(())
             }
-            Step::Look => look(&inbox).await,
+            Step::Look => while_up(&sessions, look(&inbox)).await,
             Step::Wait { armed } => {
                 tokio::select! {
                     () = inbox.work.notified() => {}
@@ -123,6 +120,11 @@ fn next(inbox: &Inbox) -> Step {
 pub(crate) async fn connect(inbox: &Inbox, sessions: &mut Sessions) -> Result<()> {
     let deadline = Instant::now() + inbox.broker.timeout;
     let channel = open_channel(sessions, deadline).await?;
+    while_up(sessions, begin(inbox, channel, deadline)).await
+}
+
+/// Subscribes on a channel that is new.
+async fn begin(inbox: &Inbox, channel: Channel, deadline: Instant) -> Result<()> {
     within(deadline, "subscribe", channel.basic_qos(inbox.prefetch, BasicQosOptions { global: false })).await?;
     let again = {
         let mut state = inbox.state.lock();
@@ -203,9 +205,10 @@ async fn own_queue(inbox: &Inbox, channel: &Channel, deadline: Instant) -> Resul
 }
 
 /// Ends the subscription and gives back what was not handed out. What was handed out can still be answered.
-async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer) {
+async fn cancel(inbox: &Inbox, channel: &Channel, mut stream: lapin::Consumer, sessions: &Sessions) {
     let deadline = Instant::now() + inbox.broker.timeout;
-    let cancelled = within(deadline, "cancel", channel.basic_cancel(stream.tag(), BasicCancelOptions::default())).await;
+    let cancelled = channel.basic_cancel(stream.tag(), BasicCancelOptions::default());
+    let cancelled = while_up(sessions, within(deadline, "cancel", cancelled)).await;
     let mut state = inbox.state.lock();
     state.cancelling = false;
     if let Err(error) = cancelled {

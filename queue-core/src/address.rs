@@ -100,11 +100,15 @@ impl Address {
     /// The default dead-letter queue: `<name>-dlq`, with `.fifo` kept last.
     #[must_use]
     pub fn dead_letter(&self) -> Self {
-        let name = match self.name.strip_suffix(".fifo") {
-            Some(stem) => format!("{stem}-dlq.fifo"),
-            None => format!("{}-dlq", self.name),
-        };
-        Self::derived(AddressKind::Queue, &name)
+        Self::derived(AddressKind::Queue, &with_suffix(&self.name, "-dlq"))
+    }
+}
+
+/// A derived name: `.fifo` stays last.
+fn with_suffix(name: &str, suffix: &str) -> String {
+    match name.strip_suffix(".fifo") {
+        Some(stem) => format!("{stem}{suffix}.fifo"),
+        None => format!("{name}{suffix}"),
     }
 }
 
@@ -219,12 +223,21 @@ impl Source {
     }
 
     /// The name of the queue that stands behind the source where the broker has queues: the queue's own, or
-    /// `<topic>--<group>`. `None` for a topic without a group.
+    /// `<topic>--<group>`, with `.fifo` kept last. `None` for a topic without a group.
+    ///
+    /// ```
+    /// use queue_core::Source;
+    ///
+    /// let billing = Source::new("topic:orders.fifo".parse()?).with_group("billing")?;
+    /// assert_eq!(billing.queue_name().as_deref(), Some("orders--billing.fifo"));
+    /// # Ok::<(), queue_core::Error>(())
+    /// ```
     #[must_use]
     pub fn queue_name(&self) -> Option<String> {
+        let name = self.address.name();
         match (self.address.kind(), &self.group) {
-            (AddressKind::Queue, _) => Some(self.address.name().to_owned()),
-            (AddressKind::Topic, Some(group)) => Some(format!("{}--{group}", self.address.name())),
+            (AddressKind::Queue, _) => Some(name.to_owned()),
+            (AddressKind::Topic, Some(group)) => Some(with_suffix(name, &format!("--{group}"))),
             (AddressKind::Topic, None) => None,
         }
     }

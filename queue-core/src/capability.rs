@@ -73,6 +73,8 @@ pub struct Capabilities {
     pub ordering: Ordering,
     /// `topic:` addresses with groups.
     pub topics: bool,
+    /// What would bring topics where there are none: a feature, an option. Shown in the error.
+    pub topics_need: Option<&'static str>,
     /// A new group gets what was sent before its first receiver.
     pub group_backlog: bool,
     /// Topics without a group.
@@ -126,6 +128,7 @@ impl Default for Capabilities {
             max_lease: None,
             ordering: Ordering::None,
             topics: false,
+            topics_need: None,
             group_backlog: false,
             anonymous_subscribers: false,
             delayed_send: false,

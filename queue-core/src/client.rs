@@ -331,8 +331,13 @@ impl ClientInner {
 
     /// A name is a queue or a topic, not both: on a log they would be the same thing.
     pub(crate) fn register_name(&self, address: &Address) -> Result<()> {
-        if address.is_topic() && !self.broker.capabilities().topics {
-            return Err(Error::unsupported("this broker has no topics").with_context("address", address));
+        let able = self.broker.capabilities();
+        if address.is_topic() && !able.topics {
+            let error = Error::unsupported("this broker has no topics").with_context("address", address);
+            return Err(match able.topics_need {
+                Some(need) => error.with_context("topics_need", need),
+                None => error,
+            });
         }
         match self.names.lock().entry(address.name().to_owned()) {
             Slot::Occupied(known) if *known.get() != address.kind() => {

@@ -6,11 +6,12 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use crate::consumer::{Answer, Position, Received};
+use crate::consumer::{Position, Received};
 use crate::dead_letter::Reason;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
+use crate::hold::Hold;
 use crate::inbox::{Held, Inbox, Run};
 use crate::lease::Fetch;
 use crate::message::Message;
@@ -100,12 +101,19 @@ impl Ticket {
     /// The message failed and comes again after the default backoff, with the next attempt; after `max_deliveries`
     /// attempts it goes to the dead letters.
     pub fn retry(self) -> Answered {
-        self.answer(|inbox, held| inbox.retry(held, None, "failed"))
+        self.answer(|inbox, held| inbox.retry(held, None, failed))
     }
 
     /// As [`retry`](Self::retry), after this delay at the earliest.
     pub fn retry_after(self, delay: Duration) -> Answered {
-        self.answer(|inbox, held| inbox.retry(held, Some(delay), "failed"))
+        self.answer(|inbox, held| inbox.retry(held, Some(delay), failed))
+    }
+
+    /// As [`retry`](Self::retry), after this delay at the earliest if one is given; in the last attempt the dead letter
+    /// has this reason and its causes.
+    pub fn fail(self, reason: impl Into<Box<dyn StdError + Send + Sync>>, delay: Option<Duration>) -> Answered {
+        let reason = reason.into();
+        self.answer(|inbox, held| inbox.retry(held, delay, |_| Reason::new(&*reason)))
     }
 
     /// The message can never be processed: it goes to the dead letters with this reason and its causes.
@@ -137,52 +145,23 @@ impl Ticket {
         Ok(answered)
     }
 
-    /// Keeps the message for at least this long from now. The library renews leases by itself up to
-    /// `max_handler_time`; this is for work that takes longer.
-    ///
-    /// # Errors
-    /// `LeaseLost` when the message is no longer ours; `Unsupported` when it is longer than the broker's longest
-    /// lease; what the broker answers.
-    pub async fn extend(&self, by: Duration) -> Result<Extended> {
-        let lost = || Error::new(ErrorKind::LeaseLost, "the message is no longer ours").with_operation("extend");
-        let held = self.held.as_ref().ok_or_else(lost)?;
-        let inbox = &held.fetch.inbox;
-        let Some(most) = inbox.capabilities.max_lease else {
-            return if inbox.consumer.holds(held.token) { Ok(Extended::WhileConnected) } else { Err(lost()) };
-        };
-        if by > most {
-            return Err(Error::unsupported("the lease would be longer than this broker's longest")
-                .with_operation("extend")
-                .with_context("limit", format!("{most:?}")));
-        }
-        let until = Instant::now() + by;
-        let settled = inbox.consumer.settle(vec![Answer::Extend(held.token, by)]);
-        if !settled.stale.is_empty() {
-            return Err(lost());
-        }
-        if let Some(pending) = settled.pending
-            && let Some((_, error)) = pending.await.into_iter().next()
-        {
-            return Err(error.with_operation("extend"));
-        }
-        held.fetch.set_extended(held.index, until);
-        Ok(Extended::Until(until))
+    /// Watches over the message while it is worked on: extends its lease, tells when it is lost. Cheap.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        Hold(self.held.as_ref().map(|held| (held.fetch.clone(), held.index, held.token)))
     }
 
-    /// Resolves when the message is no longer ours while the work on it still runs. Cancel safe.
+    /// As [`Hold::extend`].
+    ///
+    /// # Errors
+    /// As [`Hold::extend`].
+    pub async fn extend(&self, by: Duration) -> Result<Extended> {
+        self.hold().extend(by).await
+    }
+
+    /// As [`Hold::lost`]. Cancel safe.
     pub async fn lost(&self) {
-        let Some(held) = &self.held else { return };
-        let inbox = &held.fetch.inbox;
-        let mut events = inbox.client.events.listen();
-        while inbox.consumer.holds(held.token) {
-            match held.fetch.until(held.index) {
-                Some(until) => tokio::select! {
-                    _ = events.next() => {}
-                    () = sleep_until(until.max(Instant::now() + Duration::from_millis(10))) => {}
-                },
-                None => drop(events.next().await),
-            }
-        }
+        self.hold().lost().await;
     }
 }
 
@@ -203,6 +182,10 @@ impl fmt::Debug for Ticket {
         }
         s.finish_non_exhaustive()
     }
+}
+
+fn failed(attempts: String) -> Reason {
+    Reason::text(format!("failed in {attempts}"))
 }
 
 /// What a deref shows of a delivery that was answered: nothing can reach it.
@@ -245,6 +228,12 @@ impl Delivery {
         self.0.held.as_ref().map_or(1, |h| h.attempt)
     }
 
+    /// Whether this is the last of `max_deliveries` attempts: a failure now makes it a dead letter.
+    #[must_use]
+    pub fn is_last_attempt(&self) -> bool {
+        self.0.held.as_ref().is_some_and(|held| held.attempt >= held.fetch.inbox.config.max_deliveries)
+    }
+
     /// Where the message stood.
     #[must_use]
     pub fn position(&self) -> Position {
@@ -275,6 +264,12 @@ impl Delivery {
         release();
     }
 
+    /// As [`retry`](Self::retry), after this delay at the earliest if one is given; in the last attempt the dead letter
+    /// has this reason and its causes.
+    pub fn fail(self, reason: impl Into<Box<dyn StdError + Send + Sync>>, delay: Option<Duration>) -> Answered {
+        self.0.fail(reason, delay)
+    }
+
     /// The message can never be processed: it goes to the dead letters with this reason and its causes.
     pub fn reject(self, reason: impl Into<Box<dyn StdError + Send + Sync>>) -> Answered {
         self.0.reject(reason)
@@ -291,15 +286,21 @@ impl Delivery {
         self.0.ack_confirmed().await
     }
 
-    /// Keeps the message for at least this long from now; see [`Ticket::extend`].
+    /// Watches over the message while it is worked on: extends its lease, tells when it is lost. Cheap.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.0.hold()
+    }
+
+    /// As [`Hold::extend`].
     ///
     /// # Errors
-    /// As [`Ticket::extend`].
+    /// As [`Hold::extend`].
     pub async fn extend(&self, by: Duration) -> Result<Extended> {
         self.0.extend(by).await
     }
 
-    /// Resolves when the message is no longer ours while the work on it still runs. Cancel safe.
+    /// As [`Hold::lost`]. Cancel safe.
     pub async fn lost(&self) {
         self.0.lost().await;
     }

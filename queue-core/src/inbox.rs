@@ -24,6 +24,7 @@ use crate::message::Message;
 use crate::outbox::Owned;
 use crate::receiver::ReceiverConfig;
 
+mod alone;
 mod answer;
 mod receive;
 
@@ -66,6 +67,12 @@ impl Held {
     fn size(&self) -> usize {
         self.message.size()
     }
+
+    fn into_run(self) -> Run {
+        let Self { fetch, index, token, attempt, position, message, .. } = self;
+        let received = Received { message: Ok(message), token, attempt, lease: None, position };
+        Run { fetch, next: index, items: vec![received].into_iter() }
+    }
 }
 
 #[derive(Default)]
@@ -99,6 +106,16 @@ pub(crate) struct Inbox {
     local: Mutex<Local>,
     /// Length of `local.ready`, to leave the lock alone while it is empty.
     local_ready: AtomicUsize,
+    /// Messages that are handed out one at a time.
+    suspects: Mutex<Vec<alone::Suspect>>,
+    /// Length of `suspects`.
+    suspected: AtomicUsize,
+    /// Whether one of them is out.
+    secluded: AtomicBool,
+    /// Before which of them the broker has all answers that were given.
+    settled: Mutex<Option<AckToken>>,
+    /// Messages that wait for their time, here.
+    deferred: AtomicUsize,
     hasher: RandomState,
     poller: AtomicWaker,
     /// Whether the poller waits for room.
@@ -148,6 +165,11 @@ impl Inbox {
             changed: watch::Sender::new(RUNNING),
             local: Mutex::default(),
             local_ready: AtomicUsize::new(0),
+            suspects: Mutex::default(),
+            suspected: AtomicUsize::new(0),
+            secluded: AtomicBool::new(false),
+            settled: Mutex::default(),
+            deferred: AtomicUsize::new(0),
             hasher: RandomState::new(),
             poller: AtomicWaker::new(),
             starved: AtomicBool::new(false),
@@ -282,6 +304,9 @@ impl Drop for Copying {
     fn drop(&mut self) {
         self.0.copying.fetch_sub(1, Ordering::AcqRel);
         self.0.idle.notify_waiters();
+        if self.0.is_secluded() {
+            self.0.poller.wake();
+        }
     }
 }
 

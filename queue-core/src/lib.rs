@@ -18,6 +18,7 @@ mod error;
 mod event;
 pub mod files;
 mod headers;
+mod hold;
 mod inbox;
 mod lease;
 pub mod memory;
@@ -54,6 +55,7 @@ pub use crate::delivery::{Answered, Batch, BatchIntoIter, BatchItem, Delivery, E
 pub use crate::error::{Error, ErrorKind, Outcome, Result};
 pub use crate::event::{Event, EventKind, EventStream, Events, Health, HealthState};
 pub use crate::headers::{HeaderValue, Headers, RESERVED_PREFIX, Text};
+pub use crate::hold::Hold;
 pub use crate::message::Message;
 pub use crate::producer::{Producer, Receipt};
 pub use crate::receiver::{Receiver, ReceiverBuilder, ReceiverConfig, ReceiverControl};

@@ -5,36 +5,31 @@ use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use parking_lot::Mutex;
 use queue_core::{
-    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, ErrorKind,
-    EventKind, Events, Health, Ordering, Producer, ProducerOptions, Result, RetryVia, Source, Start, Stats, Topology,
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, EventKind,
+    Events, Health, Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
 };
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::address::{Kind, Target, is_fifo, name_of, queue_of, topic_name_of};
+use crate::capabilities::{MAX_LEASE, MAX_MESSAGE, of_queue, of_topic};
 use crate::config::{Clients, SqsConfig};
 use crate::consumer::SqsConsumer;
+use crate::error::{self, Words};
 use crate::link::Link;
 use crate::producer::{self, SqsProducer};
-use crate::queues::{self, Queues};
+use crate::queues::Queues;
+use crate::topics::{self, Topics};
 use crate::topology::{self, Native};
 
-/// The largest message and batch of SQS, and of a queue that does not tell its own limit.
-pub(crate) const MAX_MESSAGE: usize = 1 << 20;
 /// The largest message of a broker that knows no such attribute: the limit of SQS until 2025, ElasticMQ's today.
 const OLD_MAX_MESSAGE: usize = 256 << 10;
-/// Most messages that one call of a producer takes; it cuts them itself.
-const MAX_BATCH: usize = 4096;
-/// The longest time that a message stays with a receiver, from its receipt.
-pub(crate) const MAX_LEASE: Duration = Duration::from_secs(12 * 3600);
-/// The longest delay of a retry: an hour less, so that it fits behind the time the message was worked on.
-pub(crate) const MAX_RETRY_DELAY: Duration = Duration::from_secs(11 * 3600);
 
 /// Amazon SQS, or an endpoint that speaks its protocol.
 ///
@@ -50,6 +45,7 @@ pub(crate) struct Core {
     pub(crate) config: SqsConfig,
     pub(crate) link: Arc<Link>,
     pub(crate) queues: Arc<Queues>,
+    pub(crate) topics: Option<Arc<Topics>>,
     closed: AtomicBool,
     /// Every task of every producer and consumer. They end by themselves once their owner is closed or dropped, at the
     /// latest when the poll under way has ended, and a lease or request timeout later.
@@ -80,11 +76,23 @@ impl Core {
         while tasks.try_join_next().is_some() {}
         tasks.spawn(task);
     }
+
+    /// What topics are reached by, where there are any.
+    fn topics(&self) -> Result<&Topics> {
+        self.topics.as_deref().ok_or_else(topics::unsupported)
+    }
+
+    fn close_links(&self) {
+        self.link.close();
+        if let Some(topics) = &self.topics {
+            topics.link().close();
+        }
+    }
 }
 
 impl Drop for Core {
     fn drop(&mut self) {
-        self.link.close();
+        self.close_links();
         self.tasks.get_mut().detach_all();
     }
 }
@@ -103,8 +111,10 @@ pub(crate) async fn connect(endpoint: Endpoint, events: Events) -> Result<Arc<dy
         host => host,
     };
     let opened = timeout(endpoint.connect_timeout, async {
-        let client = config.client(&endpoint).await?;
-        let broker = SqsBroker::build(client, config, host.clone(), events.clone());
+        let loaded = config.load().await?;
+        let client = config.client(&loaded, &endpoint);
+        let topics = topics::connect(&loaded, &endpoint, &config, &events);
+        let broker = SqsBroker::build(client, topics, config, host.clone(), events.clone());
         broker.core.link.ping().await?;
         Ok::<_, Error>(broker)
     })
@@ -126,16 +136,34 @@ pub(crate) async fn connect(endpoint: Endpoint, events: Events) -> Result<Arc<dy
 
 impl SqsBroker {
     /// Uses a client of the caller's own, with its credentials, endpoint, HTTP stack and interceptors. Timeouts and
-    /// retries are set as the defaults of [`SqsConfig`] say. No request is made.
+    /// retries are set as the defaults of [`SqsConfig`] say. No request is made. There are no topics.
     #[must_use]
     pub fn from_client(client: Client) -> Self {
-        let region = client.config().region().map_or_else(|| "(no region)".to_owned(), ToString::to_string);
-        Self::build(client, SqsConfig::default(), format!("sqs {region}"), Events::new())
+        let host = format!("sqs {}", region(client.config().region()));
+        Self::build(client, None, SqsConfig::default(), host, Events::new())
     }
 
-    fn build(client: Client, config: SqsConfig, host: String, events: Events) -> Self {
+    /// Uses clients of the caller's own, as [`from_client`](Self::from_client) does, the second one for topics. A topic
+    /// that nothing makes is addressed by its ARN, because nobody tells the account.
+    #[cfg(feature = "sns")]
+    #[must_use]
+    pub fn from_clients(sqs: Client, sns: aws_sdk_sns::Client) -> Self {
+        let (config, events) = (SqsConfig::default(), Events::new());
+        let host = format!("sns {}", region(sns.config().region()));
+        let topics = Topics::new(&sns, None, host, &config, events.clone());
+        let host = format!("sqs {}", region(sqs.config().region()));
+        Self::build(sqs, Some(topics), config, host, events)
+    }
+
+    fn build(client: Client, topics: Option<Topics>, config: SqsConfig, host: String, events: Events) -> Self {
         let clients = Clients::new(&client, &config);
-        let link = Link::new(host, events, clients.once.clone());
+        let pinged = clients.once.clone();
+        let link = Link::new(host, events, move || {
+            let request = pinged.list_queues().max_results(1);
+            Box::pin(
+                async move { request.send().await.map(drop).map_err(|e| error::from_sdk("ping", &e, Words::Hidden)) },
+            )
+        });
         let queues =
             Arc::new(Queues::new(clients.clone(), link.clone(), config.account.clone(), config.defaults.clone()));
         let core = Core {
@@ -143,6 +171,7 @@ impl SqsBroker {
             config,
             link,
             queues,
+            topics: topics.map(Arc::new),
             closed: AtomicBool::new(false),
             tasks: Mutex::new(JoinSet::new()),
             opened: Mutex::default(),
@@ -152,6 +181,24 @@ impl SqsBroker {
 
     fn open(&self) -> Result<()> {
         if self.core.closed.load(Atomic::Acquire) { Err(Error::closed("broker")) } else { Ok(()) }
+    }
+
+    /// The same, with what is known of topics.
+    fn with_topics(&self, mut can: Capabilities) -> Capabilities {
+        can.topics = self.core.topics.is_some();
+        can.topics_need = (!can.topics).then_some(topics::NEED);
+        can
+    }
+
+    /// The queues that stand behind an address: for a topic that is there, those of its groups.
+    async fn queues_of(&self, address: &Address) -> Result<Vec<String>> {
+        if !address.is_topic() {
+            return Ok(vec![name_of(address)?.to_owned()]);
+        }
+        match self.core.topics()?.groups(&self.core.queues, topic_name_of(address)?).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+            other => other,
+        }
     }
 
     /// The largest message that the queue takes, and the largest batch.
@@ -169,57 +216,45 @@ impl SqsBroker {
     }
 }
 
-/// What every queue can do, with delays up to this; `None` is the upper bound over both kinds.
-pub(crate) fn capabilities(fifo: Option<bool>, max_message: usize, max_delay: Duration) -> Capabilities {
-    let mut can = Capabilities::default();
-    can.max_message_bytes = max_message;
-    can.max_batch = MAX_BATCH;
-    can.per_request = true;
-    can.max_lease = Some(MAX_LEASE);
-    can.ordering = if fifo == Some(false) { Ordering::None } else { Ordering::PerKey };
-    can.delayed_send = fifo != Some(true);
-    can.max_delay = if can.delayed_send { max_delay } else { Duration::ZERO };
-    can.delayed_retry = true;
-    can.retry_via = RetryVia::Broker;
-    can.max_retry_delay = MAX_RETRY_DELAY;
-    can.dead_letter = true;
-    can.tombstones = true;
-    can.typed_headers = true;
-    can.delivery_count = DeliveryCount::Receives;
-    can.durable = true;
-    can.purge = true;
-    can.stats = true;
-    can
+fn region(of: Option<&aws_sdk_sqs::config::Region>) -> &str {
+    of.map_or("(no region)", AsRef::as_ref)
 }
 
 #[async_trait]
 impl Broker for SqsBroker {
     fn capabilities(&self) -> Arc<Capabilities> {
-        Arc::new(capabilities(None, MAX_MESSAGE, self.core.config.max_delay()))
+        Arc::new(self.with_topics(of_queue(None, MAX_MESSAGE, self.core.config.max_delay())))
     }
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
         self.open()?;
-        let name = queues::name_of(to)?;
-        let fifo = queues::is_fifo(name);
-        Native::of_queue(&options.native, fifo)?;
+        let target = Target::of(to)?;
+        let Kind { topic, fifo } = target.kind;
         if fifo {
-            producer::check_fifo(options.deadline).map_err(|e| e.with_context("address", name))?;
+            producer::check_fifo(options.deadline).map_err(|e| e.with_context("address", to))?;
         }
-        self.core.queues.url(name).await?;
-        let (max_message, max_batch) = self.limits(name).await?;
-        let can = capabilities(Some(fifo), max_message, self.core.config.max_delay());
-        Ok(SqsProducer::open(self.core.clone(), name, can, max_batch, options))
+        let (can, max_batch) = if topic {
+            topology::no_options(&options.native)?;
+            producer::check_route(options.require_route).map_err(|e| e.with_context("address", to))?;
+            self.core.topics().map_err(|e| e.with_context("address", to))?.locate(&target.name).await?;
+            (of_topic(fifo), MAX_MESSAGE)
+        } else {
+            Native::of_queue(&options.native, fifo)?;
+            self.core.queues.url(&target.name).await?;
+            let (max_message, max_batch) = self.limits(&target.name).await?;
+            (of_queue(Some(fifo), max_message, self.core.config.max_delay()), max_batch)
+        };
+        Ok(SqsProducer::open(self.core.clone(), target, self.with_topics(can), max_batch, options))
     }
 
     async fn consumer(&self, from: &Source, options: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
         self.open()?;
-        let name = queues::name_of(&from.address)?;
-        let fifo = queues::is_fifo(name);
-        Native::of_queue(&options.native, fifo)?;
-        if from.group.is_some() {
-            return Err(Error::unsupported("an SQS queue has no groups").with_context("address", name));
+        if from.address.is_topic() {
+            self.core.topics().map_err(|e| e.with_context("address", &from.address))?;
         }
+        let name = &*queue_of(from)?;
+        let fifo = is_fifo(name);
+        Native::of_queue(&options.native, fifo)?;
         if from.start != Start::Committed {
             return Err(Error::unsupported("SQS cannot replay").with_context("address", name));
         }
@@ -236,34 +271,48 @@ impl Broker for SqsBroker {
             Err(error) if error.kind() == ErrorKind::Unauthorized => self.core.queues.url(name).await?,
             found => found?,
         };
-        let can = capabilities(Some(fifo), MAX_MESSAGE, self.core.config.max_delay());
+        let can = self.with_topics(of_queue(Some(fifo), MAX_MESSAGE, self.core.config.max_delay()));
         Ok(SqsConsumer::open(self.core.clone(), name, url, can, options))
     }
 
     async fn declare(&self, topology: &Topology) -> Result<()> {
         self.open()?;
-        topology::declare(&self.core.queues, topology, true).await
+        topology::declare(&self.core.queues, self.core.topics.as_deref(), topology, true).await
     }
 
     async fn verify(&self, topology: &Topology) -> Result<()> {
         self.open()?;
-        topology::declare(&self.core.queues, topology, false).await
+        topology::declare(&self.core.queues, self.core.topics.as_deref(), topology, false).await
     }
 
     async fn delete(&self, address: &Address) -> Result<()> {
         self.open()?;
-        self.core.queues.delete(queues::name_of(address)?).await
+        for queue in self.queues_of(address).await? {
+            self.core.queues.delete(&queue).await?;
+        }
+        if address.is_topic() {
+            // Behind its groups, so that one that fails is found again.
+            self.core.topics()?.delete(topic_name_of(address)?).await?;
+        }
+        Ok(())
     }
 
     async fn purge(&self, address: &Address) -> Result<()> {
         self.open()?;
-        self.core.queues.purge(queues::name_of(address)?).await
+        for queue in self.queues_of(address).await? {
+            match self.core.queues.purge(&queue).await {
+                // A group whose queue is gone has nothing, and the others are purged all the same.
+                Err(error) if address.is_topic() && error.kind() == ErrorKind::NotFound => {}
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     async fn stats(&self, source: &Source) -> Result<Stats> {
         self.open()?;
         let asked = [Attribute::ApproximateNumberOfMessages, Attribute::ApproximateNumberOfMessagesNotVisible];
-        let found = self.core.queues.attributes(queues::name_of(&source.address)?, &asked).await?;
+        let found = self.core.queues.attributes(&queue_of(source)?, &asked).await?;
         let number = |name: &Attribute| found.get(name).and_then(|n| n.parse().ok());
         let mut stats = Stats::default();
         stats.ready = number(&asked[0]);
@@ -301,11 +350,36 @@ impl Broker for SqsBroker {
             // their answers. Both have their own deadlines.
             tasks.detach_all();
         }
-        self.core.link.close();
+        self.core.close_links();
         let mut report = CloseReport::default();
         for child in opened {
             report.merge(child.left());
         }
         report
+    }
+}
+
+#[cfg(all(test, not(feature = "sns")))]
+mod tests {
+    use aws_sdk_sqs::config::BehaviorVersion;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_sns_the_missing_feature_is_named() {
+        let config = aws_sdk_sqs::Config::builder().behavior_version(BehaviorVersion::v2026_01_12());
+        let broker = Arc::new(SqsBroker::from_client(Client::from_conf(config.build())));
+        let topic: Address = "topic:orders".parse().unwrap();
+        let refused = [
+            broker.producer(&topic, &ProducerOptions::default()).await.map(drop).unwrap_err(),
+            broker.declare(&Topology::from_iter([queue_core::Entry::new(topic.clone())])).await.unwrap_err(),
+            queue_core::Client::from_broker(broker).sender(topic).await.map(drop).unwrap_err(),
+            SqsConfig::from_endpoint(&"sqs://h?sns_endpoint=http://h:1".parse().unwrap()).map(drop).unwrap_err(),
+        ];
+        for error in refused {
+            assert!(matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidConfig), "{error}");
+            assert!(error.to_string().contains("`sqs-sns`"), "{error}");
+        }
+        assert!(SqsConfig::from_endpoint(&"sqs://h?sns_endpoint=none".parse().unwrap()).is_ok());
     }
 }

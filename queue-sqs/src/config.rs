@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
 use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
 use aws_smithy_types::retry::RetryConfig;
@@ -46,6 +47,9 @@ pub struct SqsConfig {
     pub account: Option<String>,
     /// Whether an endpoint given as host is spoken to over TLS. Amazon's own endpoints always are. Default: false.
     pub tls: bool,
+    /// The URL of the endpoint of SNS, for topics; `none` where there is none. Default: the host of the URL where one is
+    /// given that is not Amazon's own, else Amazon's for the region.
+    pub sns_endpoint: Option<String>,
     /// How long a poll waits for a message at the broker: 1 s to 20 s, whole seconds. Default: 20 s.
     #[serde(with = "humantime_serde")]
     pub wait_time: Duration,
@@ -78,6 +82,7 @@ impl Default for SqsConfig {
             profile: None,
             account: None,
             tls: false,
+            sns_endpoint: None,
             wait_time: MAX_WAIT,
             request_timeout: Duration::from_secs(10),
             answer_linger: Duration::from_millis(5),
@@ -126,14 +131,28 @@ impl SqsConfig {
             return Err(invalid("`delay_hops` is 1 s to 15 min, in whole seconds")
                 .with_context("delay_hops", format!("{hop:?}")));
         }
+        match config.sns_endpoint.as_deref() {
+            None | Some(NO_SNS) => {}
+            Some(_) if !cfg!(feature = "sns") => {
+                let why = "`sns_endpoint` needs the feature `sns` (`sqs-sns` of the facade)";
+                return Err(invalid(why).with_context("option", "sns_endpoint"));
+            }
+            Some(url) if is_url(url) => {}
+            // Not shown: it may hold a secret.
+            Some(_) => {
+                let why =
+                    "`sns_endpoint` is `none`, or a URL of scheme http or https, without user, query and fragment";
+                return Err(invalid(why).with_context("option", "sns_endpoint"));
+            }
+        }
         if config.request_timeout.is_zero() || config.max_polls == 0 || config.max_sends == 0 {
             return Err(invalid("`request_timeout`, `max_polls` and `max_sends` are above zero"));
         }
         Ok(config)
     }
 
-    /// Makes a client as these options and the environment say.
-    pub(crate) async fn client(&self, endpoint: &Endpoint) -> Result<Client> {
+    /// Loads what these options and the environment say of all services.
+    pub(crate) async fn load(&self) -> Result<SdkConfig> {
         let mut loader = aws_config::defaults(BehaviorVersion::v2026_01_12());
         if let Some(region) = &self.region {
             loader = loader.region(Region::new(region.clone()));
@@ -145,15 +164,33 @@ impl SqsConfig {
             let token = self.session_token.as_ref().map(|t| t.expose().to_owned());
             loader = loader.credentials_provider(Credentials::new(key, secret.expose(), token, None, "configuration"));
         }
-        if let Some(host) = endpoint.hosts.first() {
-            let (scheme, port) = if self.tls { ("https", 443) } else { ("http", 80) };
-            loader = loader.endpoint_url(format!("{scheme}://{}", host.with_default_port(port)));
-        }
         let loaded = loader.load().await;
         if loaded.region().is_none() {
             return Err(invalid("no region: give `region` or set AWS_REGION"));
         }
-        Ok(Client::new(&loaded))
+        Ok(loaded)
+    }
+
+    /// Makes a client of SQS.
+    pub(crate) fn client(&self, loaded: &SdkConfig, endpoint: &Endpoint) -> Client {
+        let config = aws_sdk_sqs::config::Builder::from(loaded);
+        Client::from_conf(match self.host_url(endpoint) {
+            Some(url) => config.endpoint_url(url).build(),
+            None => config.build(),
+        })
+    }
+
+    /// The host of the URL where it is not Amazon's own: whoever answers there for SQS does for other services too.
+    #[cfg(feature = "sns")]
+    pub(crate) fn emulator_url(&self, endpoint: &Endpoint) -> Option<String> {
+        let host = &endpoint.hosts.first()?.name;
+        if crate::address::region_of(host).is_some() { None } else { self.host_url(endpoint) }
+    }
+
+    /// The host of the URL, as the SDK takes it.
+    fn host_url(&self, endpoint: &Endpoint) -> Option<String> {
+        let (scheme, port) = if self.tls { ("https", 443) } else { ("http", 80) };
+        endpoint.hosts.first().map(|host| format!("{scheme}://{}", host.with_default_port(port)))
     }
 
     /// The longest delay of a message.
@@ -167,8 +204,32 @@ impl SqsConfig {
     }
 }
 
+/// The value of `sns_endpoint` that says that there are no topics.
+pub(crate) const NO_SNS: &str = "none";
+
+/// Whether this is scheme, host and perhaps a path, and nothing that could be a secret.
+fn is_url(text: &str) -> bool {
+    let scheme = text.split_once("://").map(|(scheme, _)| scheme);
+    matches!(scheme, Some("http" | "https")) && !host_of(text).is_empty() && !text.contains(['@', '?', '#'])
+}
+
+/// Host and port of a URL.
+pub(crate) fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split('/').next().unwrap_or_default()
+}
+
 fn invalid(message: &'static str) -> Error {
     Error::new(ErrorKind::InvalidConfig, message).with_operation("configure")
+}
+
+/// What a request may take, and all its tries together.
+pub(crate) fn timeouts(attempt: Duration, whole: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder()
+        .connect_timeout(CONNECT.min(attempt))
+        .operation_attempt_timeout(attempt)
+        .operation_timeout(whole)
+        .build()
 }
 
 /// One client per kind of request: they differ in how long a request may take and who repeats it.
@@ -185,13 +246,6 @@ pub(crate) struct Clients {
 impl Clients {
     pub(crate) fn new(client: &Client, config: &SqsConfig) -> Self {
         let base = || client.config().to_builder();
-        let timeouts = |attempt: Duration, whole: Duration| {
-            TimeoutConfig::builder()
-                .connect_timeout(CONNECT.min(attempt))
-                .operation_attempt_timeout(attempt)
-                .operation_timeout(whole)
-                .build()
-        };
         let request = config.request_timeout;
         let poll = config.wait_time + POLL_GRACE;
         Self {
@@ -242,8 +296,28 @@ mod tests {
             "sqs://h?delay_hops=16m",
             "sqs://h?delay_hops=1500ms",
             "sqs://h?regoin=x",
+            "sqs://h?sns_endpoint=h:1",
         ] {
             assert_eq!(read(url).expect_err(url).kind(), ErrorKind::InvalidConfig, "{url}");
         }
+    }
+
+    #[cfg(feature = "sns")]
+    #[test]
+    fn an_endpoint_of_sns_is_shown_only_where_it_has_no_secret() {
+        for url in
+            ["https://user:hunter2@h/", "https://h/?token=hunter2", "https://h/%23hunter2", "https://", "hunter2"]
+                .map(|url| url.replace("%23", "#"))
+        {
+            let mut endpoint: Endpoint = "sqs://h".parse().unwrap();
+            endpoint.options.insert("sns_endpoint".to_owned(), url.clone());
+            let error = SqsConfig::from_endpoint(&endpoint).expect_err(&url);
+            assert_eq!((error.kind(), error.context("option")), (ErrorKind::InvalidConfig, Some("sns_endpoint")));
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{error:?}");
+        }
+        for url in ["http://h", "https://h:8443/", "http://[::1]:4566/sns"] {
+            assert!(read(&format!("sqs://h?sns_endpoint={url}")).is_ok(), "{url}");
+        }
+        assert_eq!(host_of("https://h:8443/sns"), "h:8443");
     }
 }

@@ -17,6 +17,7 @@ use queue_core::{
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::address::is_fifo;
 use crate::answers::{self, Outbox, Report, Verb};
 use crate::broker::{Core, Opened};
 use crate::config::Clients;
@@ -24,7 +25,7 @@ use crate::convert;
 use crate::lease::Leases;
 use crate::link::Link;
 use crate::poll;
-use crate::queues::{self, Queues};
+use crate::queues::Queues;
 
 /// Receives from one queue.
 pub(crate) struct SqsConsumer {
@@ -110,7 +111,7 @@ impl SqsConsumer {
         let shared = Arc::new(Shared {
             name: name.into(),
             url,
-            fifo: queues::is_fifo(name),
+            fifo: is_fifo(name),
             clients: core.clients.clone(),
             link: core.link.clone(),
             queues: core.queues.clone(),

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use queue_core::wire::{self, Field, Note};
 use queue_core::{Error, ErrorKind, HeaderValue, Headers, Message, Position, Result, Text, Undecodable, dead_letter};
 
+use crate::address::Kind;
+
 /// The attribute that says how a body is to be read that could not travel as it is.
 pub(crate) const ENCODING: &str = "anyqueue-encoding";
 const IS_BASE64: &str = "base64";
@@ -36,6 +38,8 @@ const MAX_NAME: usize = 256;
 const MAX_ID: usize = 128;
 /// Digits that a number attribute keeps.
 const MAX_DIGITS: usize = 38;
+/// The largest number that an attribute keeps on its way through a topic, and its digits behind the point.
+const MAX_PUBLISHED: (i64, usize) = (1_000_000_000, 5);
 /// The longest delay of a sent message.
 pub(crate) const MAX_DELAY: Duration = Duration::from_secs(900);
 
@@ -52,8 +56,13 @@ pub(crate) struct Encoded {
     pub(crate) size: usize,
 }
 
-/// Makes the entry of a message, without its id within the request. A message for a FIFO queue has an id of its own.
-pub(crate) fn encode(message: &Message, fifo: bool) -> Result<Encoded> {
+/// Makes the entry of a message, without its id within the request. A message for a FIFO queue or topic has an id of its
+/// own.
+///
+/// What goes to a topic is the same: its groups' queues get it as if it had been sent to them, and drop what has more
+/// attributes than a queue takes without a word.
+pub(crate) fn encode(message: &Message, kind: Kind) -> Result<Encoded> {
+    let Kind { topic, fifo } = kind;
     if message.get_ttl().is_some() {
         return Err(Error::unsupported("SQS has no time to live per message"));
     }
@@ -69,8 +78,8 @@ pub(crate) fn encode(message: &Message, fifo: bool) -> Result<Encoded> {
     }
     let group = fifo.then(|| message_group(message));
     let deduplication = fifo.then(|| deduplication_id(message));
-    let plan =
-        plan(message, group.as_deref(), deduplication.as_deref(), MAX_ATTRIBUTES - usize::from(encoding.is_some()));
+    let room = MAX_ATTRIBUTES - usize::from(encoding.is_some());
+    let plan = plan(message, group.as_deref(), deduplication.as_deref(), topic, room);
     for (name, value) in &plan.native {
         let value = native_value(value)?;
         let bytes = value.string_value().map_or(0, str::len) + value.binary_value().map_or(0, |b| b.as_ref().len());
@@ -87,6 +96,9 @@ pub(crate) fn encode(message: &Message, fifo: bool) -> Result<Encoded> {
         .set_message_group_id(group)
         .set_message_deduplication_id(deduplication);
     if let Some(delay) = message.get_delay().filter(|d| !d.is_zero()) {
+        if topic {
+            return Err(Error::unsupported("a topic has no delay per message"));
+        }
         if fifo {
             return Err(Error::unsupported("a FIFO queue has no delay per message"));
         }
@@ -133,7 +145,13 @@ struct Plan<'a> {
 }
 
 /// Carries as many headers as attributes as there is room for, and notes the rest.
-fn plan<'a>(message: &'a Message, group: Option<&str>, deduplication: Option<&str>, room: usize) -> Plan<'a> {
+fn plan<'a>(
+    message: &'a Message,
+    group: Option<&str>,
+    deduplication: Option<&str>,
+    topic: bool,
+    room: usize,
+) -> Plan<'a> {
     let mut note = Note::default();
     let key_noted = message.get_key().is_some_and(|k| group.is_none_or(|g| g.as_bytes() != k.as_ref()));
     let fields = [
@@ -154,7 +172,10 @@ fn plan<'a>(message: &'a Message, group: Option<&str>, deduplication: Option<&st
         noted = true;
     }
     let headers = message.headers();
-    let mut fits: Vec<bool> = headers.iter().map(|(n, v)| is_native(n, v) && headers.get_all(n).count() == 1).collect();
+    let fit = |(name, value): (&str, &HeaderValue)| {
+        is_native(name, value) && (!topic || is_published(value)) && headers.get_all(name).count() == 1
+    };
+    let mut fits: Vec<bool> = headers.iter().map(fit).collect();
     let sorted = headers.iter().zip(headers.iter().skip(1)).all(|((a, _), (b, _))| a < b);
     let plain = headers.iter().all(|(_, v)| !matches!(v, HeaderValue::Bool(_) | HeaderValue::Timestamp(_)));
     let listed = !sorted || !plain || headers.len() > room - usize::from(noted) || fits.contains(&false);
@@ -202,6 +223,20 @@ fn is_native(name: &str, value: &HeaderValue) -> bool {
             }
             _ => false,
         }
+}
+
+/// Whether a topic gives a number on as it is: one out of a range is not promised to keep its digits.
+fn is_published(value: &HeaderValue) -> bool {
+    let (most, digits) = MAX_PUBLISHED;
+    match value {
+        HeaderValue::Int(number) => (-most..=most).contains(number),
+        HeaderValue::Float(number) => {
+            let text = number.to_string();
+            let behind = text.split_once('.').map_or(0, |(_, behind)| behind.len());
+            number.abs() <= most as f64 && behind <= digits
+        }
+        _ => true,
+    }
 }
 
 fn native_value(value: &HeaderValue) -> Result<MessageAttributeValue> {

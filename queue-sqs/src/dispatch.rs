@@ -1,19 +1,21 @@
-//! Requests of a producer: cut from what was given, several at a time; on FIFO queues one message of a group at a time.
+//! Requests of a producer: cut from what was given, several at a time; where there is order, to FIFO queues and topics,
+//! one message of a group at a time.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use aws_sdk_sqs::operation::send_message_batch::SendMessageBatchOutput;
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
-use queue_core::{Error, ErrorKind, Outcome, Receipt, Result};
+use queue_core::{Error, ErrorKind, Outcome, Result};
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use crate::address::{Kind, Target};
 use crate::convert::{self, Encoded};
-use crate::error::{self, Words};
+use crate::door::{self, Verdicts};
+use crate::error;
 use crate::hops;
 use crate::lanes::{Group, Lanes};
 use crate::producer::{Item, Shared};
@@ -33,10 +35,10 @@ struct Ready {
 
 /// One request, ready to go.
 struct Request {
-    name: Arc<str>,
+    to: Target,
     /// With their message groups on FIFO queues.
     items: Vec<(Option<Group>, Item)>,
-    /// The same, as the SDK takes them.
+    /// The same, as the SDK takes them for a queue.
     entries: Vec<SendMessageBatchRequestEntry>,
     bytes: usize,
 }
@@ -44,7 +46,7 @@ struct Request {
 /// What came back of a request to be sent again.
 #[derive(Default)]
 struct Again {
-    /// In order, with their message groups on FIFO queues.
+    /// In order, with their message groups where there is order.
     items: Vec<(Option<Group>, Item)>,
     wait: Wait,
 }
@@ -63,7 +65,7 @@ enum Wait {
 
 /// A request for a FIFO queue under way.
 struct UnderWay {
-    name: Arc<str>,
+    to: Target,
     groups: Vec<Group>,
     since: Instant,
 }
@@ -71,11 +73,11 @@ struct UnderWay {
 /// Cuts what was given into requests and keeps them going.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
-    /// For standard queues, in order.
+    /// For standard queues and topics, in order.
     waiting: VecDeque<Item>,
     /// The first that did not fit into the request before.
     carried: Option<Ready>,
-    /// For FIFO queues.
+    /// For FIFO queues and topics.
     lanes: Lanes<Item>,
     requests: JoinSet<Again>,
     /// Requests for FIFO queues under way.
@@ -160,10 +162,10 @@ impl Driver {
             };
             let Some(request) = request else { return };
             let groups: Vec<_> = request.items.iter().filter_map(|(group, _)| group.clone()).collect();
-            let name = request.name.clone();
+            let to = request.to.clone();
             let id = self.requests.spawn(request.send(self.shared.clone())).id();
             if !groups.is_empty() {
-                self.busy.insert(id, UnderWay { name, groups, since: now });
+                self.busy.insert(id, UnderWay { to, groups, since: now });
             }
         }
     }
@@ -200,11 +202,11 @@ impl Driver {
         let items = std::mem::take(&mut self.shared.inbox.lock().items);
         for mut item in items {
             match self.shared.direct(&mut item) {
-                Ok(true) => {
+                Ok(Kind { fifo: true, .. }) => {
                     let id = convert::message_group(&item.message).into();
-                    self.lanes.push(Group { queue: item.queue.clone(), id }, item);
+                    self.lanes.push(Group { to: item.to.clone(), id }, item);
                 }
-                Ok(false) => self.waiting.push_back(item),
+                Ok(_) => self.waiting.push_back(item),
                 Err(error) => item.fail(error.with_operation("send")),
             }
         }
@@ -215,15 +217,15 @@ impl Driver {
     /// A request costs the same for one message as for ten: a short one goes only when no other for its queue is under
     /// way, or is for longer than an answer takes.
     fn cut_lanes(&mut self, now: Instant) -> Option<Request> {
-        for name in self.lanes.queues() {
-            if self.lanes.ready(&name) < MAX_ENTRIES
-                && let Some(until) = self.busy_until(&name).filter(|until| *until > now)
+        for to in self.lanes.targets() {
+            if self.lanes.ready(&to) < MAX_ENTRIES
+                && let Some(until) = self.busy_until(&to).filter(|until| *until > now)
             {
                 self.held = Some(self.held.map_or(until, |held| held.min(until)));
                 continue;
             }
-            let request = self.cut_lane(name, now);
-            self.lanes.had_its_turn(&request.name);
+            let request = self.cut_lane(to, now);
+            self.lanes.had_its_turn(&request.to);
             // All that was ready may have failed before the network.
             if !request.entries.is_empty() {
                 return Some(request);
@@ -232,17 +234,17 @@ impl Driver {
         None
     }
 
-    /// Until when a short request for a queue waits for one under way.
-    fn busy_until(&self, name: &Arc<str>) -> Option<Instant> {
-        self.busy.values().filter(|under_way| under_way.name == *name).map(|under_way| under_way.since + HOLD).max()
+    /// Until when a short request for a target waits for one under way.
+    fn busy_until(&self, to: &Target) -> Option<Instant> {
+        self.busy.values().filter(|under_way| under_way.to == *to).map(|under_way| under_way.since + HOLD).max()
     }
 
-    fn cut_lane(&mut self, name: Arc<str>, now: Instant) -> Request {
-        let limit = self.shared.max_batch.load(Ordering::Relaxed);
-        let mut request = Request::new(name);
+    fn cut_lane(&mut self, to: Target, now: Instant) -> Request {
+        let limit = self.limit(to.kind);
+        let mut request = Request::new(to);
         while request.entries.len() < MAX_ENTRIES {
-            let Some((group, item)) = self.lanes.next(&request.name) else { break };
-            let Some(ready) = self.encode(item, true, now) else {
+            let Some((group, item)) = self.lanes.next(&request.to) else { break };
+            let Some(ready) = self.encode(item, now) else {
                 self.lanes.done(group);
                 continue;
             };
@@ -257,24 +259,23 @@ impl Driver {
 
     /// Makes the next request for a standard queue. Messages that cannot be sent fail alone, before the network.
     fn cut(&mut self, now: Instant) -> Option<Request> {
-        let limit = self.shared.max_batch.load(Ordering::Relaxed);
         let mut request: Option<Request> = None;
         loop {
             let ready = match self.carried.take() {
                 Some(carried) => carried,
                 None => {
                     let Some(item) = self.waiting.pop_front() else { return request };
-                    match self.encode(item, false, now) {
+                    match self.encode(item, now) {
                         Some(ready) => ready,
                         None => continue,
                     }
                 }
             };
-            let current = request.get_or_insert_with(|| Request::new(ready.item.queue.clone()));
+            let current = request.get_or_insert_with(|| Request::new(ready.item.to.clone()));
             let fits = current.entries.is_empty()
-                || (current.name == ready.item.queue
+                || (current.to == ready.item.to
                     && current.entries.len() < MAX_ENTRIES
-                    && current.bytes + ready.encoded.size <= limit);
+                    && current.bytes + ready.encoded.size <= self.limit(current.to.kind));
             if !fits {
                 self.carried = Some(ready);
                 return request;
@@ -283,12 +284,17 @@ impl Driver {
         }
     }
 
-    fn encode(&self, mut item: Item, fifo: bool, now: Instant) -> Option<Ready> {
+    /// The most bytes of a request.
+    fn limit(&self, kind: Kind) -> usize {
+        self.shared.max_batch.load(Ordering::Relaxed).min(door::limit(kind))
+    }
+
+    fn encode(&self, mut item: Item, now: Instant) -> Option<Ready> {
         if item.expires <= now {
             item.fail(Error::new(ErrorKind::Timeout, "the message was not sent in time").with_operation("send"));
             return None;
         }
-        match self.try_encode(&mut item, fifo) {
+        match self.try_encode(&mut item) {
             Ok(encoded) => Some(Ready { item, encoded }),
             Err(error) => {
                 item.fail(error.with_operation("send"));
@@ -297,17 +303,25 @@ impl Driver {
         }
     }
 
-    fn try_encode(&self, item: &mut Item, fifo: bool) -> Result<Encoded> {
-        if fifo && item.message.get_id().is_none() {
+    fn try_encode(&self, item: &mut Item) -> Result<Encoded> {
+        let kind = item.to.kind;
+        if kind.fifo && item.message.get_id().is_none() {
             // In the message, so that every later try has the same.
             let message = std::mem::take(&mut item.message);
             item.message = message.id(Uuid::now_v7().simple().to_string());
         }
-        let hopping = self.shared.hop.filter(|_| !fifo).and_then(|hop| hops::first(&item.message, hop));
-        let encoded = convert::encode(hopping.as_ref().unwrap_or(&item.message), fifo)?;
-        if encoded.size > self.shared.max_message {
-            return Err(Error::new(ErrorKind::TooLarge, "the message is larger than the queue takes")
-                .with_context("limit", self.shared.max_message)
+        let can_hop = !kind.fifo && !kind.topic;
+        let hopping = self.shared.hop.filter(|_| can_hop).and_then(|hop| hops::first(&item.message, hop));
+        let encoded = convert::encode(hopping.as_ref().unwrap_or(&item.message), kind)?;
+        let limit = self.shared.max_message.min(door::limit(kind));
+        if encoded.size > limit {
+            let why = if kind.topic {
+                "the message is larger than a topic takes"
+            } else {
+                "the message is larger than the queue takes"
+            };
+            return Err(Error::new(ErrorKind::TooLarge, why)
+                .with_context("limit", limit)
                 .with_context("actual", encoded.size));
         }
         Ok(encoded)
@@ -322,8 +336,8 @@ fn pause(failures: u32) -> Duration {
 }
 
 impl Request {
-    fn new(name: Arc<str>) -> Self {
-        Self { name, items: Vec::with_capacity(MAX_ENTRIES), entries: Vec::with_capacity(MAX_ENTRIES), bytes: 0 }
+    fn new(to: Target) -> Self {
+        Self { to, items: Vec::with_capacity(MAX_ENTRIES), entries: Vec::with_capacity(MAX_ENTRIES), bytes: 0 }
     }
 
     /// Adds a message, with its message group on a FIFO queue.
@@ -336,28 +350,20 @@ impl Request {
     }
 
     async fn send(self, shared: Arc<Shared>) -> Again {
-        let Self { name, items, entries, bytes } = self;
-        if shared.link.is_down() {
-            return failed(&shared, items, &shared.link.away().with_operation("send"));
-        }
-        let url = match shared.queues.url(&name).await {
-            Ok(url) => url,
-            Err(error) => return failed(&shared, items, &error.with_operation("send").with_outcome(Outcome::NotSent)),
-        };
-        let result = shared.clients.once.send_message_batch().queue_url(&*url).set_entries(Some(entries)).send().await;
-        match shared.link.note("send", Words::Hidden, result) {
-            Ok(output) => answered(items, output),
+        let Self { to, items, entries, bytes } = self;
+        match door::send(&shared, &to, entries).await {
+            Ok(verdicts) => answered(items, verdicts),
             Err(error) if error.kind() == ErrorKind::TooLarge && items.len() > 1 => {
                 // Nothing of it was taken; smaller requests are.
                 shared.max_batch.fetch_min(bytes / 2, Ordering::Relaxed);
                 Again { items, wait: Wait::Nobody }
             }
-            Err(error) => failed(&shared, items, &shared.queues.failed(&name, error)),
+            Err(error) => failed(&shared, items, &error),
         }
     }
 }
 
-/// Whether the message goes again from here: on a FIFO queue, where the deduplication id forbids a double and order
+/// Whether the message goes again from here: to a FIFO queue or topic, where the deduplication id forbids a double and order
 /// would be lost by way of the handle.
 fn goes_again(group: Option<&Group>, item: &Item, error: &Error) -> bool {
     group.is_some() && error.is_retryable() && Instant::now() < item.expires
@@ -381,21 +387,19 @@ fn failed(shared: &Shared, items: Vec<(Option<Group>, Item)>, error: &Error) -> 
 }
 
 /// Gives each message its own verdict.
-fn answered(items: Vec<(Option<Group>, Item)>, output: SendMessageBatchOutput) -> Again {
+fn answered(items: Vec<(Option<Group>, Item)>, verdicts: Verdicts) -> Again {
     let mut again = Again { items: Vec::new(), wait: Wait::Groups };
     let mut items: Vec<_> = items.into_iter().map(Some).collect();
     let mut take = |id: &str| id.parse::<usize>().ok().and_then(|index| Some((index, items.get_mut(index)?.take()?)));
-    for entry in output.successful {
-        if let Some((_, (_, item))) = take(&entry.id) {
-            let mut receipt = Receipt::with_id(entry.message_id);
-            receipt.offset = entry.sequence_number.and_then(|n| n.parse().ok());
+    for (id, receipt) in verdicts.accepted {
+        if let Some((_, (_, item))) = take(&id) {
             item.verdict.accept(receipt);
         }
     }
     let mut refused = Vec::new();
-    for entry in &output.failed {
-        if let Some((index, item)) = take(&entry.id) {
-            refused.push((index, item, error::from_entry("send", entry)));
+    for (id, error) in verdicts.refused {
+        if let Some((index, item)) = take(&id) {
+            refused.push((index, item, error));
         }
     }
     let missing = items.into_iter().enumerate().filter_map(|(index, item)| Some((index, item?)));

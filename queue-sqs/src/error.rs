@@ -28,9 +28,7 @@ where
         SdkError::ServiceError(service) => {
             let meta = service.err().meta();
             let code = meta.code().unwrap_or("unknown");
-            // ElasticMQ says what is too long by its message alone.
-            let too_long = meta.message().is_some_and(|m| m.contains("TooLong"));
-            let code = if too_long { "MessageTooLong" } else { of_receipt(code, meta.message()) };
+            let code = by_message(code, meta.message());
             let mapped = from_code(code, service.raw().status().as_u16());
             match meta.message() {
                 Some(text) if words == Words::Shown && mapped.kind() != ErrorKind::Unauthorized => {
@@ -57,7 +55,7 @@ fn before_an_answer(error: &(dyn StdError + 'static)) -> Error {
     }
     let texts: Vec<String> = chain.iter().map(ToString::to_string).collect();
     let any = |needle: &str| texts.iter().any(|t| t.contains(needle));
-    if any("credentials") || any("identity") {
+    if any("credential") || any("identity") {
         // They come over the network, too: from an instance's metadata, from STS.
         return Error::new(ErrorKind::Unauthorized, "no credentials could be loaded")
             .with_outcome(Outcome::NotSent)
@@ -85,21 +83,31 @@ fn before_an_answer(error: &(dyn StdError + 'static)) -> Error {
     }
 }
 
-/// The error of one entry of a batch.
+/// The error of one entry of a batch for SQS.
 pub(crate) fn from_entry(operation: &'static str, entry: &BatchResultErrorEntry) -> Error {
-    let code = of_receipt(entry.code(), entry.message());
-    let mapped = from_code(code, if entry.sender_fault() { 400 } else { 503 });
-    mapped.with_operation(operation).with_outcome(if entry.sender_fault() {
-        Outcome::Rejected
-    } else {
-        Outcome::NotSent
-    })
+    of_entry(operation, entry.code(), entry.message(), entry.sender_fault())
 }
 
-/// A receipt that is over is an invalid parameter to Amazon, told apart by the words alone.
-fn of_receipt<'a>(code: &'a str, message: Option<&str>) -> &'a str {
-    let is_value = code.contains("InvalidParameterValue");
-    if is_value && message.is_some_and(|m| m.contains("ReceiptHandle")) { "ReceiptHandleIsInvalid" } else { code }
+/// The error of one entry of a batch.
+pub(crate) fn of_entry(operation: &'static str, code: &str, message: Option<&str>, sender_fault: bool) -> Error {
+    let mapped = from_code(by_message(code, message), if sender_fault { 400 } else { 503 });
+    mapped.with_operation(operation).with_outcome(if sender_fault { Outcome::Rejected } else { Outcome::NotSent })
+}
+
+/// The code of what the broker tells apart by its words alone.
+fn by_message<'a>(code: &'a str, message: Option<&str>) -> &'a str {
+    let says = |words: &str| message.is_some_and(|m| m.contains(words));
+    if says("TooLong") || (code.contains("InvalidParameter") && says("Message too long")) {
+        // ElasticMQ, SNS.
+        "MessageTooLong"
+    } else if code.contains("InvalidParameter") && says("already exists with different") {
+        "AlreadyExists"
+    } else if code.contains("InvalidParameterValue") && says("ReceiptHandle") {
+        // A receipt that is over is an invalid parameter to Amazon.
+        "ReceiptHandleIsInvalid"
+    } else {
+        code
+    }
 }
 
 /// An entry that the answer to its batch does not name.
@@ -114,11 +122,15 @@ fn from_code(code: &str, status: u16) -> Error {
     let short = code.rsplit(['#', '.']).next().unwrap_or(code);
     let (kind, message) = match short {
         "QueueDoesNotExist" | "NonExistentQueue" => (ErrorKind::NotFound, "the queue does not exist"),
+        "NotFound" | "NotFoundException" => (ErrorKind::NotFound, "the topic does not exist"),
+        "AlreadyExists" => {
+            (ErrorKind::Conflict, "the topic or subscription exists and differs from what was asked for")
+        }
         "QueueNameExists" | "QueueAlreadyExists" => {
             (ErrorKind::Conflict, "the queue exists and differs from what was asked for")
         }
         "QueueDeletedRecently" => (ErrorKind::Conflict, "a queue of this name was deleted less than 60 s ago"),
-        "AccessDenied" | "AccessDeniedException" | "KmsAccessDenied" => {
+        "AccessDenied" | "AccessDeniedException" | "AuthorizationError" | "KmsAccessDenied" | "KMSAccessDenied" => {
             (ErrorKind::Unauthorized, "the broker refused the right to do this")
         }
         "InvalidClientTokenId"
@@ -142,16 +154,21 @@ fn from_code(code: &str, status: u16) -> Error {
         | "ThrottledException"
         | "TooManyRequestsException"
         | "RequestLimitExceeded"
+        | "Throttled"
         | "KmsThrottled"
+        | "KMSThrottling"
+        | "ConcurrentAccess"
         | "OverLimit"
         | "PurgeQueueInProgress" => (ErrorKind::Throttled, "the broker asks to slow down"),
         "MessageTooLong" | "BatchRequestTooLong" => (ErrorKind::TooLarge, "the broker takes no message of this size"),
         "ReceiptHandleIsInvalid" | "InvalidIdFormat" | "MessageNotInflight" => {
             (ErrorKind::LeaseLost, "the message is no longer this receiver's")
         }
-        "UnsupportedOperation" => (ErrorKind::Unsupported, "the broker cannot do this"),
+        "UnsupportedOperation" | "InvalidAction" => (ErrorKind::Unsupported, "the broker cannot do this"),
         "InvalidMessageContents"
+        | "InvalidParameter"
         | "InvalidParameterValue"
+        | "ParameterValueInvalid"
         | "InvalidAttributeValue"
         | "InvalidAttributeName"
         | "InvalidParameterCombination"

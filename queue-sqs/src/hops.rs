@@ -10,8 +10,10 @@ use queue_core::{
 };
 use tokio::time::sleep;
 
+use crate::address::{Kind, Target};
 use crate::answers::Verb;
-use crate::broker::{Core, MAX_MESSAGE, MAX_RETRY_DELAY, capabilities};
+use crate::broker::Core;
+use crate::capabilities::{MAX_MESSAGE, MAX_RETRY_DELAY, of_queue};
 use crate::consumer::Shared;
 use crate::producer::SqsProducer;
 
@@ -50,8 +52,9 @@ impl Shared {
 
     /// Sends to the queue itself.
     fn copies(&self, core: &Arc<Core>) -> Arc<dyn Producer> {
-        let can = capabilities(Some(self.fifo), MAX_MESSAGE, self.hop);
-        let open = || SqsProducer::open(core.clone(), &self.name, can, MAX_MESSAGE, &ProducerOptions::default());
+        let can = of_queue(Some(self.fifo), MAX_MESSAGE, self.hop);
+        let to = Target { name: self.name.clone(), kind: Kind { topic: false, fifo: self.fifo } };
+        let open = || SqsProducer::open(core.clone(), to, can, MAX_MESSAGE, &ProducerOptions::default());
         self.copies.get_or_init(open).clone()
     }
 

@@ -1,18 +1,19 @@
-//! Messages for FIFO queues: in order per message group, and one of each group on its way at a time.
+//! Messages for FIFO queues and topics: in order per message group, and one of each group on its way at a time.
 //!
 //! Amazon may refuse one entry of a request and take a later one of the same group, which then is before it for good.
 //! So the next message of a group goes when the one before it has its verdict, and not in the same request.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::Arc;
 
 use tokio::time::Instant;
 
-/// A message group of a queue.
+use crate::address::Target;
+
+/// A message group of a queue or topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Group {
-    pub(crate) queue: Arc<str>,
+    pub(crate) to: Target,
     pub(crate) id: Box<str>,
 }
 
@@ -20,10 +21,10 @@ pub(crate) struct Group {
 #[derive(Debug)]
 pub(crate) struct Lanes<T> {
     waiting: HashMap<Group, VecDeque<T>>,
-    /// Queues that have a group in `ready`, in the order in which they take turns.
-    turns: VecDeque<Arc<str>>,
-    /// Groups with nothing on its way, by their queue, in the order in which they take turns.
-    ready: HashMap<Arc<str>, VecDeque<Group>>,
+    /// Targets that have a group in `ready`, in the order in which they take turns.
+    turns: VecDeque<Target>,
+    /// Groups with nothing on its way, by their target, in the order in which they take turns.
+    ready: HashMap<Target, VecDeque<Group>>,
     /// Groups that pause before another try, by its time and a number.
     paused: BTreeMap<(Instant, u64), Group>,
     pauses: u64,
@@ -46,14 +47,14 @@ impl<T> Lanes<T> {
         self.waiting.is_empty()
     }
 
-    /// The queues that have a message which may go, in turn.
-    pub(crate) fn queues(&self) -> Vec<Arc<str>> {
+    /// The targets that have a message which may go, in turn.
+    pub(crate) fn targets(&self) -> Vec<Target> {
         self.turns.iter().cloned().collect()
     }
 
-    /// How many groups of a queue have a message that may go.
-    pub(crate) fn ready(&self, queue: &str) -> usize {
-        self.ready.get(queue).map_or(0, VecDeque::len)
+    /// How many groups of a target have a message that may go.
+    pub(crate) fn ready(&self, to: &Target) -> usize {
+        self.ready.get(to).map_or(0, VecDeque::len)
     }
 
     /// Puts a message at the end of its group.
@@ -68,23 +69,23 @@ impl<T> Lanes<T> {
         }
     }
 
-    /// Takes a message of a queue; its group then waits for [`done`](Self::done) or [`again`](Self::again).
-    pub(crate) fn next(&mut self, queue: &str) -> Option<(Group, T)> {
-        let groups = self.ready.get_mut(queue)?;
+    /// Takes a message for a target; its group then waits for [`done`](Self::done) or [`again`](Self::again).
+    pub(crate) fn next(&mut self, to: &Target) -> Option<(Group, T)> {
+        let groups = self.ready.get_mut(to)?;
         let group = groups.pop_front()?;
         if groups.is_empty() {
-            self.ready.remove(queue);
-            self.turns.retain(|other| **other != *queue);
+            self.ready.remove(to);
+            self.turns.retain(|other| other != to);
         }
         let item = self.waiting.get_mut(&group)?.pop_front()?;
         Some((group, item))
     }
 
-    /// Lets the other queues go first the next time.
-    pub(crate) fn had_its_turn(&mut self, queue: &str) {
-        let place = self.turns.iter().position(|other| **other == *queue);
-        if let Some(queue) = place.and_then(|place| self.turns.remove(place)) {
-            self.turns.push_back(queue);
+    /// Lets the other targets go first the next time.
+    pub(crate) fn had_its_turn(&mut self, to: &Target) {
+        let place = self.turns.iter().position(|other| other == to);
+        if let Some(target) = place.and_then(|place| self.turns.remove(place)) {
+            self.turns.push_back(target);
         }
     }
 
@@ -131,7 +132,7 @@ impl<T> Lanes<T> {
     }
 
     fn may_go(&mut self, group: Group, first: bool) {
-        let groups = match self.ready.entry(group.queue.clone()) {
+        let groups = match self.ready.entry(group.to.clone()) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
                 self.turns.push_back(new.key().clone());
@@ -148,8 +149,12 @@ mod tests {
 
     use super::*;
 
+    fn target(name: &str) -> Target {
+        Target::of(&name.parse().unwrap()).unwrap()
+    }
+
     fn group(id: &str) -> Group {
-        Group { queue: "q.fifo".into(), id: id.into() }
+        Group { to: target("q.fifo"), id: id.into() }
     }
 
     #[tokio::test(start_paused = true)]
@@ -158,34 +163,34 @@ mod tests {
         for (id, item) in [("a", 1), ("a", 2), ("b", 3)] {
             lanes.push(group(id), item);
         }
-        let mut next = || lanes.next("q.fifo");
+        let mut next = || lanes.next(&target("q.fifo"));
         assert_eq!((next(), next(), next()), (Some((group("a"), 1)), Some((group("b"), 3)), None));
         let due = Instant::now() + Duration::from_secs(1);
         lanes.again(group("a"), 1, Some(due));
         lanes.done(group("b"));
         lanes.wake(Instant::now());
-        assert_eq!((lanes.ready("q.fifo"), lanes.next_due()), (0, Some(due)));
+        assert_eq!((lanes.ready(&target("q.fifo")), lanes.next_due()), (0, Some(due)));
         lanes.wake(due);
-        assert_eq!((lanes.next("q.fifo"), lanes.next("q.fifo")), (Some((group("a"), 1)), None));
+        assert_eq!((lanes.next(&target("q.fifo")), lanes.next(&target("q.fifo"))), (Some((group("a"), 1)), None));
         lanes.done(group("a"));
-        assert_eq!(lanes.next("q.fifo"), Some((group("a"), 2)));
+        assert_eq!(lanes.next(&target("q.fifo")), Some((group("a"), 2)));
         assert!(!lanes.is_empty(), "it has no verdict");
         lanes.done(group("a"));
         assert!(lanes.is_empty());
     }
 
     #[test]
-    fn queues_take_turns() {
+    fn targets_take_turns() {
         let mut lanes = Lanes::default();
-        for (queue, id) in [("a", "1"), ("b", "1"), ("a", "2"), ("c", "1")] {
-            lanes.push(Group { queue: queue.into(), id: id.into() }, ());
+        for (name, id) in [("a", "1"), ("topic:a", "1"), ("a", "2"), ("c", "1")] {
+            lanes.push(Group { to: target(name), id: id.into() }, ());
         }
-        let names = |lanes: &Lanes<()>| lanes.queues().iter().map(ToString::to_string).collect::<Vec<_>>();
-        assert_eq!((names(&lanes), lanes.ready("a")), (vec!["a".into(), "b".into(), "c".into()], 2));
-        assert!(lanes.next("a").is_some());
-        lanes.had_its_turn("a");
-        assert_eq!(names(&lanes), ["b", "c", "a"]);
-        assert!(lanes.next("a").is_some() && lanes.next("a").is_none());
-        assert_eq!(names(&lanes), ["b", "c"]);
+        let [a, topic, c] = ["a", "topic:a", "c"].map(target);
+        assert_eq!((lanes.targets(), lanes.ready(&a)), (vec![a.clone(), topic.clone(), c.clone()], 2));
+        assert!(lanes.next(&a).is_some());
+        lanes.had_its_turn(&a);
+        assert_eq!(lanes.targets(), [topic.clone(), c.clone(), a.clone()]);
+        assert!(lanes.next(&a).is_some() && lanes.next(&a).is_none());
+        assert_eq!(lanes.targets(), [topic, c]);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use queue_core::AckToken;
 use tokio::time::Instant;
 
-use crate::broker::MAX_LEASE;
+use crate::capabilities::MAX_LEASE;
 
 /// Numbers every lease of the process, so that a token of another receiver is recognised.
 static NEXT: AtomicU64 = AtomicU64::new(1);

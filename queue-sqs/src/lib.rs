@@ -4,10 +4,12 @@
 mod address;
 mod answers;
 mod broker;
+mod capabilities;
 mod config;
 mod consumer;
 mod convert;
 mod dispatch;
+mod door;
 mod error;
 mod hops;
 mod lanes;
@@ -16,6 +18,11 @@ mod link;
 mod poll;
 mod producer;
 mod queues;
+#[cfg(feature = "sns")]
+mod topics;
+#[cfg(not(feature = "sns"))]
+#[path = "topics/missing.rs"]
+mod topics;
 mod topology;
 
 use queue_core::{Driver, option_names};

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use aws_sdk_sqs::Client;
 use aws_sdk_sqs::error::{ProvideErrorMetadata, SdkError};
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use queue_core::{Error, ErrorKind, EventKind, Events, HealthState, Result};
 use tokio::task::AbortHandle;
@@ -18,24 +18,30 @@ const FAILURES: u32 = 2;
 /// The pause between two looks at a broker that is away: from, to.
 const PROBE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 
+/// What asks the endpoint for any answer at all.
+type Ping = dyn Fn() -> BoxFuture<'static, Result<()>> + Send + Sync;
+
 /// The state of the way to one endpoint.
-#[derive(Debug)]
 pub(crate) struct Link {
     host: String,
     events: Events,
-    client: Client,
+    ask: Box<Ping>,
     failures: AtomicU32,
     down: AtomicBool,
     probe: Mutex<Option<AbortHandle>>,
 }
 
 impl Link {
-    /// Watches the way to `host`; `client` looks whether it is back.
-    pub(crate) fn new(host: String, events: Events, client: Client) -> Arc<Self> {
+    /// Watches the way to `host`; `ask` looks whether it is back.
+    pub(crate) fn new(
+        host: String,
+        events: Events,
+        ask: impl Fn() -> BoxFuture<'static, Result<()>> + Send + Sync + 'static,
+    ) -> Arc<Self> {
         Arc::new(Self {
             host,
             events,
-            client,
+            ask: Box::new(ask),
             failures: AtomicU32::new(0),
             down: AtomicBool::new(false),
             probe: Mutex::new(None),
@@ -71,21 +77,20 @@ impl Link {
     where
         E: ProvideErrorMetadata + std::error::Error + 'static,
     {
+        self.noted(result.map_err(|error| error::from_sdk(operation, &error, words)))
+    }
+
+    fn noted<T>(self: &Arc<Self>, result: Result<T>) -> Result<T> {
         match result {
-            Ok(value) => {
-                self.answered();
-                Ok(value)
-            }
-            Err(error) => {
-                let error = error::from_sdk(operation, &error, words);
-                if error::is_transport(&error) {
-                    let error = error.with_context("host", &self.host);
-                    self.failed(&error);
-                    return Err(error);
-                }
-                // A refusal is an answer; missing credentials say nothing about the way.
-                self.answered();
+            Err(error) if error::is_transport(&error) => {
+                let error = error.with_context("host", &self.host);
+                self.failed(&error);
                 Err(error)
+            }
+            // A refusal is an answer; missing credentials say nothing about the way.
+            other => {
+                self.answered();
+                other
             }
         }
     }
@@ -112,12 +117,12 @@ impl Link {
         }
     }
 
-    /// Asks the broker for any answer; a refusal of the right to list queues is one.
+    /// Asks the broker for any answer; a refusal of the right to do what is asked is one.
     pub(crate) async fn ping(self: &Arc<Self>) -> Result<()> {
-        let result = self.client.list_queues().max_results(1).send().await;
-        match self.note("ping", Words::Hidden, result) {
-            Err(error) if error.context("code").is_some_and(|c| c.starts_with("AccessDenied")) => Ok(()),
-            other => other.map(drop),
+        let refused = |code: &str| code.starts_with("AccessDenied") || code.starts_with("AuthorizationError");
+        match self.noted((self.ask)().await) {
+            Err(error) if error.context("code").is_some_and(refused) => Ok(()),
+            other => other,
         }
     }
 

@@ -14,16 +14,18 @@ use queue_core::{
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
+use crate::address::{Kind, Target};
 use crate::broker::{Core, Opened};
 use crate::config::Clients;
 use crate::dispatch::Driver;
 use crate::link::Link;
-use crate::queues::{self, Queues};
+use crate::queues::Queues;
+use crate::topics::{self, Topics};
 
 /// How long a message is tried on a FIFO queue at most: a deduplication id holds for five minutes.
 const MAX_TRYING: Duration = Duration::from_secs(240);
 
-/// Sends to one queue.
+/// Sends to one queue or topic.
 pub(crate) struct SqsProducer {
     capabilities: Arc<Capabilities>,
     shared: Arc<Shared>,
@@ -32,12 +34,13 @@ pub(crate) struct SqsProducer {
 
 /// What the producer and its task share.
 pub(crate) struct Shared {
-    pub(crate) name: Arc<str>,
+    to: Target,
     pub(crate) clients: Clients,
     pub(crate) link: Arc<Link>,
     pub(crate) queues: Arc<Queues>,
-    fifo: bool,
+    topics: Option<Arc<Topics>>,
     deadline: Duration,
+    require_route: bool,
     pub(crate) max_requests: usize,
     pub(crate) max_message: usize,
     /// The longest hop of a delay that is longer.
@@ -67,7 +70,7 @@ pub(crate) struct Open {
 /// A message on its way.
 pub(crate) struct Item {
     /// Where it goes.
-    pub(crate) queue: Arc<str>,
+    pub(crate) to: Target,
     pub(crate) message: Message,
     pub(crate) verdict: Verdict,
     pub(crate) expires: Instant,
@@ -92,7 +95,7 @@ impl Verdict {
 
     fn fail(mut self, error: Error, message: Option<Message>) {
         self.given = true;
-        self.done.fail(self.index, error.with_context("address", &self.shared.name), message);
+        self.done.fail(self.index, error.with_context("address", &self.shared.to.name), message);
     }
 }
 
@@ -116,25 +119,26 @@ impl Item {
 
 impl fmt::Debug for SqsProducer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqsProducer").field("address", &self.shared.name).finish_non_exhaustive()
+        f.debug_struct("SqsProducer").field("address", &self.shared.to.name).finish_non_exhaustive()
     }
 }
 
 impl SqsProducer {
     pub(crate) fn open(
         core: Arc<Core>,
-        name: &str,
+        to: Target,
         capabilities: Capabilities,
         max_batch: usize,
         options: &ProducerOptions,
     ) -> Arc<dyn Producer> {
         let shared = Arc::new(Shared {
-            name: name.into(),
+            to,
             clients: core.clients.clone(),
             link: core.link.clone(),
             queues: core.queues.clone(),
-            fifo: queues::is_fifo(name),
+            topics: core.topics.clone(),
             deadline: options.deadline,
+            require_route: options.require_route,
             max_requests: core.config.max_sends,
             max_message: capabilities.max_message_bytes,
             hop: core.config.delay_hops,
@@ -169,7 +173,7 @@ impl Producer for SqsProducer {
         let done = Arc::new(done);
         inbox.items.extend(batch.into_iter().enumerate().map(|(index, message)| {
             let verdict = Verdict { done: done.clone(), index, given: false, shared: self.shared.clone() };
-            Item { queue: self.shared.name.clone(), message, verdict, expires, unsure: false, tries: 0 }
+            Item { to: self.shared.to.clone(), message, verdict, expires, unsure: false, tries: 0 }
         }));
         drop(inbox);
         self.shared.wake.notify_one();
@@ -220,19 +224,29 @@ pub(crate) fn check_fifo(deadline: Duration) -> Result<()> {
     Err(Error::unsupported(why).with_context("deadline", format!("{deadline:?}")))
 }
 
+/// Refuses to send to a topic only where somebody gets it.
+pub(crate) fn check_route(required: bool) -> Result<()> {
+    if required { Err(Error::unsupported("SNS does not tell whether anybody gets a message")) } else { Ok(()) }
+}
+
 impl Shared {
-    /// Finds out where a message goes, which is not where the sender does when it says so itself; whether that is a FIFO
-    /// queue.
-    pub(crate) fn direct(&self, item: &mut Item) -> Result<bool> {
-        let Some(to) = item.message.destination().filter(|to| to.is_topic() || to.name() != &*self.name) else {
-            return Ok(self.fifo);
-        };
-        item.queue = queues::name_of(to)?.into();
-        let fifo = queues::is_fifo(&item.queue);
-        if fifo {
+    /// Finds out where a message goes, which is not where the sender does when it says so itself; what that is.
+    pub(crate) fn direct(&self, item: &mut Item) -> Result<Kind> {
+        let Some(to) = item.message.destination().filter(|to| !self.to.is(to)) else { return Ok(self.to.kind) };
+        item.to = Target::of(to)?;
+        if item.to.kind.topic {
+            self.topics()?;
+            check_route(self.require_route)?;
+        }
+        if item.to.kind.fifo {
             check_fifo(self.deadline)?;
         }
-        Ok(fifo)
+        Ok(item.to.kind)
+    }
+
+    /// What messages to topics go through.
+    pub(crate) fn topics(&self) -> Result<&Topics> {
+        self.topics.as_deref().ok_or_else(topics::unsupported)
     }
 
     /// Waits until every message has a verdict.

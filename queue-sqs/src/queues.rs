@@ -8,14 +8,12 @@ use parking_lot::RwLock;
 use queue_core::{Error, ErrorKind, Result};
 
 use crate::address::{Place, place};
-pub(crate) use crate::address::{is_fifo, name_of};
 use crate::config::Clients;
 use crate::error::Words;
 use crate::link::Link;
 use crate::topology::{self, Native};
 
 /// The queues of one account, as far as they were asked for.
-#[derive(Debug)]
 pub(crate) struct Queues {
     clients: Clients,
     link: Arc<Link>,
@@ -100,6 +98,15 @@ impl Queues {
             Ok(output) => Ok(output.attributes.unwrap_or_default()),
             Err(error) => Err(self.failed(name, error)),
         }
+    }
+
+    /// Has a queue keep another policy.
+    #[cfg(feature = "sns")]
+    pub(crate) async fn set_policy(&self, name: &str, policy: &str) -> Result<()> {
+        let url = self.url(name).await?;
+        let request = self.clients.admin.set_queue_attributes().queue_url(&*url);
+        let result = request.attributes(Attribute::Policy, policy).send().await;
+        self.link.note("set policy", Words::Shown, result).map(drop).map_err(|e| self.failed(name, e))
     }
 
     /// The tags of a queue.

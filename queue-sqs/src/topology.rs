@@ -5,12 +5,13 @@ mod native;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use aws_sdk_sqs::types::QueueAttributeName as Attribute;
-use queue_core::{Entry, Error, ErrorKind, Result, Topology};
+use queue_core::{Entry, Error, ErrorKind, Options, Result, Topology};
 
 pub(crate) use self::native::Native;
-use self::native::{REDRIVE, RETENTION, Untold, same, untold};
-use crate::address::{is_fifo, name_of, place};
+use self::native::{POLICY, REDRIVE, RETENTION, Untold, same, untold};
+use crate::address::{is_fifo, name_of, place, queue_of, topic_name_of};
 use crate::queues::Queues;
+use crate::topics::{self, Topics};
 
 /// Receives beyond `max_deliveries` before the broker's own redrive takes a message: those of crashes, releases and
 /// prefetched messages count as well, and the library is to be first.
@@ -22,7 +23,7 @@ const MAX_DELIVERIES: u32 = 5;
 /// How long a dead-letter queue that we create keeps its messages: the longest there is, 14 days.
 const DEAD_LETTER_RETENTION: &str = "1209600";
 /// What is shown as found where the queue has none.
-const NONE: &str = "none";
+pub(crate) const NONE: &str = "none";
 
 /// What a queue is made with beside what was asked for.
 #[derive(Default)]
@@ -31,20 +32,33 @@ struct Made<'a> {
     keeps_long: bool,
     /// The queue that takes its dead letters, and how many deliveries fail before.
     dead_letter: Option<(&'a str, Option<u32>)>,
+    /// The topic that it gets messages from.
+    topic: Option<(&'a Topics, &'a str)>,
 }
 
 /// Creates what is missing, or checks only.
-pub(crate) async fn declare(queues: &Queues, topology: &Topology, create: bool) -> Result<()> {
+pub(crate) async fn declare(queues: &Queues, topics: Option<&Topics>, topology: &Topology, create: bool) -> Result<()> {
     let entries = topology.entries();
-    let graves: BTreeSet<&str> = entries.iter().filter_map(|e| e.dead_letter.as_ref()).map(|a| a.name()).collect();
+    let graves = entries.iter().filter_map(|e| e.dead_letter.as_ref()).map(name_of);
+    let graves: BTreeSet<&str> = graves.collect::<Result<_>>()?;
     let mut ready = BTreeSet::new();
     for entry in entries {
-        let name = name_of(&entry.address)?;
-        if entry.group.is_some() {
-            return Err(Error::unsupported("an SQS queue has no groups").with_context("address", name));
+        let mut topic = None;
+        if entry.address.is_topic() {
+            let topics = topics.ok_or_else(|| topics::unsupported().with_context("address", &entry.address))?;
+            let name = topic_name_of(&entry.address)?;
+            if entry.group.is_none() {
+                bare(entry)?;
+            }
+            topics.ensure(name, create).await?;
+            if entry.group.is_none() {
+                continue;
+            }
+            topic = Some((topics, name));
         }
+        let name = &*queue_of(&entry.source())?;
         let wanted = asked(entry)?;
-        let mut made = Made { keeps_long: graves.contains(name), dead_letter: None };
+        let mut made = Made { keeps_long: graves.contains(name), topic, ..Made::default() };
         if let Some(dead_letter) = &entry.dead_letter {
             let target = name_of(dead_letter)?;
             if is_fifo(target) != is_fifo(name) {
@@ -53,18 +67,49 @@ pub(crate) async fn declare(queues: &Queues, topology: &Topology, create: bool) 
             }
             // Most often an entry before this one.
             if !ready.contains(target) {
-                let grave = Made { keeps_long: true, dead_letter: None };
+                let grave = Made { keeps_long: true, ..Made::default() };
                 // With what its own entry asks for, which comes later.
                 let own = entries.iter().find(|other| other.address == *dead_letter).map(asked).transpose()?;
                 ensure(queues, target, create, &own.unwrap_or_default(), grave).await?;
-                ready.insert(target);
+                ready.insert(target.to_owned());
             }
             made.dead_letter = Some((target, entry.max_deliveries));
         }
         ensure(queues, name, create, &wanted, made).await?;
-        ready.insert(name);
+        if let Some((topics, topic)) = topic {
+            topics.subscribe(queues, topic, name, create).await?;
+        }
+        ready.insert(name.to_owned());
     }
     Ok(())
+}
+
+/// Refuses what is asked of a topic and not of a group.
+fn bare(entry: &Entry) -> Result<()> {
+    no_options(&entry.native)?;
+    let asked = [
+        ("retention", entry.retention.is_some()),
+        ("dead_letter", entry.dead_letter.is_some()),
+        ("max_deliveries", entry.max_deliveries.is_some()),
+    ];
+    match asked.into_iter().find(|(_, asked)| *asked) {
+        None => Ok(()),
+        Some((option, _)) => Err(of_groups(option).with_context("address", &entry.address)),
+    }
+}
+
+/// Refuses options for a topic: it has none here, its groups' queues have.
+pub(crate) fn no_options(options: &Options) -> Result<()> {
+    match options.keys().next() {
+        None => Ok(()),
+        Some(option) => Err(of_groups(option)),
+    }
+}
+
+fn of_groups(option: &str) -> Error {
+    Error::new(ErrorKind::InvalidConfig, "a topic of SNS takes no options; the queues of its groups do")
+        .with_operation("configure")
+        .with_context("option", option)
 }
 
 /// What an entry asks for explicitly.
@@ -125,6 +170,12 @@ async fn complete(queues: &Queues, name: &str, asked: &Native, made: Made<'_>) -
         let policy = redrive_policy(queues, target, max_deliveries).await?;
         native.attributes.insert(REDRIVE.to_owned(), policy);
     }
+    if let Some((topics, topic)) = made.topic {
+        let asked = native.attributes.get(POLICY).map(String::as_str);
+        if let Some(policy) = topics.policy_of_new(topic, name, asked).await? {
+            native.attributes.insert(POLICY.to_owned(), policy);
+        }
+    }
     if is_fifo(name) {
         for (attribute, value) in [("FifoQueue", "true"), ("ContentBasedDeduplication", "false")] {
             native.attributes.insert(attribute.to_owned(), value.to_owned());
@@ -155,6 +206,7 @@ async fn compare(queues: &Queues, name: &str, asked: &Native) -> Result<()> {
         for (attribute, wanted) in &asked.attributes {
             let found = present.get(&Attribute::from(attribute.as_str())).map(String::as_str);
             let fits = match found {
+                _ if attribute == POLICY => same_policy(found, wanted),
                 Some(found) => same(found, wanted),
                 None => untold(attribute) == Untold::Unknown || wanted == "false",
             };
@@ -173,6 +225,14 @@ async fn compare(queues: &Queues, name: &str, asked: &Native) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Whether a policy says what was asked for, beside what lets a topic send, which was added.
+fn same_policy(found: Option<&str>, wanted: &str) -> bool {
+    match (found.and_then(topics::without_ours), topics::without_ours(wanted)) {
+        (Some(found), Some(wanted)) => same(&found, &wanted),
+        (found, wanted) => found == wanted,
+    }
 }
 
 fn differs(name: &str, option: &str, asked: &str, found: Option<&str>) -> Error {

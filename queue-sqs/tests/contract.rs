@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering as Atomic};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering as Atomic};
 use std::time::{Duration, SystemTime};
 
 use aws_credential_types::provider::error::CredentialsError;
@@ -251,17 +251,21 @@ async fn a_delete_that_is_confirmed_after_the_lease_is_not_told_as_taken() -> Ou
 
 /// Credentials that cannot be had while the switch is off. They are asked for at each request, because they expire at once.
 #[derive(Debug)]
-struct Switched(Arc<AtomicBool>);
+struct Switched {
+    on: Arc<AtomicBool>,
+    refused: Arc<AtomicUsize>,
+}
 
 impl ProvideCredentials for Switched {
     fn provide_credentials<'a>(&'a self) -> Provided<'a>
     where
         Self: 'a,
     {
-        Provided::ready(match self.0.load(Atomic::Relaxed) {
-            true => Ok(Credentials::new("test", "test", None, Some(SystemTime::now()), "test")),
-            false => Err(CredentialsError::not_loaded("it is off")),
-        })
+        if self.on.load(Atomic::Relaxed) {
+            return Provided::ready(Ok(Credentials::new("test", "test", None, Some(SystemTime::now()), "test")));
+        }
+        self.refused.fetch_add(1, Atomic::Relaxed);
+        Provided::ready(Err(CredentialsError::not_loaded("it is off")))
     }
 }
 
@@ -269,7 +273,9 @@ impl ProvideCredentials for Switched {
 async fn credentials_that_cannot_be_had_for_a_moment_end_no_receiver() -> Outcome {
     let endpoint = Endpoint::start().await?;
     let on = Arc::new(AtomicBool::new(true));
-    let config = endpoint.client().config().to_builder().credentials_provider(Switched(on.clone())).build();
+    let refused = Arc::new(AtomicUsize::new(0));
+    let provider = Switched { on: on.clone(), refused: refused.clone() };
+    let config = endpoint.client().config().to_builder().credentials_provider(provider).build();
     let broker = SqsBroker::from_client(aws_sdk_sqs::Client::from_conf(config));
     let client = Client::from_broker(Arc::new(broker));
     let sender = client.sender("switched").await?;
@@ -279,8 +285,14 @@ async fn credentials_that_cannot_be_had_for_a_moment_end_no_receiver() -> Outcom
     on.store(false, Atomic::Relaxed);
     // Ends the poll that is under way; the next ones fail, more often than refusals end a receiver.
     endpoint.pass(Duration::from_secs(20));
+    let polls = async {
+        while refused.load(Atomic::Relaxed) < 7 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    timeout(SOON, polls).await.map_err(|_| "it is not asked for")?;
     let sending = tokio::spawn(async move { sender.send("behind").await });
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
     assert!(!sending.is_finished(), "{:?}", sending.await);
     on.store(true, Atomic::Relaxed);
     timeout(SOON, sending).await.map_err(|_| "it was not tried again")???;

@@ -9,14 +9,14 @@ use queue_core::{Address, Client, Declare, Entry, Error, ErrorKind, EventKind, M
 use queue_sqs::DRIVER;
 use serde_json::Value;
 
-#[path = "rights/guard.rs"]
-mod guard;
+#[path = "support/proxy.rs"]
+mod proxy;
 mod support;
-
-use guard::Proxy;
+#[path = "support/table.rs"]
+mod table;
+use proxy::Proxy;
 use support::*;
 
-const PAGE: &str = include_str!("../../docs/sqs.md");
 /// The queues that the page names, and where they are.
 const NAMES: [&str; 2] = ["orders", "orders-dlq"];
 const ARN: &str = "arn:aws:sqs:eu-west-1:123456789012:";
@@ -32,30 +32,10 @@ fn main() {
 }
 
 /// Actions on the queue and on that of its dead letters.
-type Rights = [BTreeSet<String>; 2];
-
-fn section() -> &'static str {
-    let section = PAGE.split("\n## Rights\n").nth(1).expect("a section on rights");
-    section.split("\n## ").next().unwrap_or_default()
-}
-
-/// What is done, and what it needs.
-fn rows() -> Vec<(&'static str, Rights)> {
-    let table = section().lines().filter(|line| line.starts_with("| ") && !line.contains("---")).skip(1);
-    let actions = |cell: &str| {
-        let names = cell.split(", ").map(|name| name.trim().trim_matches('`'));
-        names.filter(|name| *name != "–").map(str::to_owned).collect()
-    };
-    table
-        .map(|line| {
-            let cells: Vec<_> = line.trim_matches('|').split('|').map(str::trim).collect();
-            (cells[0], [actions(cells[1]), actions(cells[2])])
-        })
-        .collect()
-}
+type Rights = table::Rights<2>;
 
 async fn each_way_of_use_needs_the_rights_that_the_page_names() -> Outcome {
-    let rows = rows();
+    let rows = table::rows(table::section("Rights"));
     assert_eq!(rows.len(), 13, "each row has its way of use below");
     for (what, rights) in rows {
         let (done, refused) = attempt(what, &rights).await?;
@@ -78,8 +58,9 @@ async fn each_way_of_use_needs_the_rights_that_the_page_names() -> Outcome {
 }
 
 async fn the_policies_on_the_page_grant_what_its_table_says() -> Outcome {
-    let rows: BTreeMap<_, _> = rows().into_iter().collect();
-    let policies: Vec<Value> = section()
+    let section = table::section("Rights");
+    let rows: BTreeMap<_, Rights> = table::rows(section).into_iter().collect();
+    let policies: Vec<Value> = section
         .split("```json\n")
         .skip(1)
         .map(|block| serde_json::from_str(block.split("```").next().unwrap_or_default()))
@@ -121,8 +102,8 @@ async fn attempt(what: &str, rights: &Rights) -> Result<(Result<(), Error>, BTre
     let queue = fresh("rights");
     let allowed = [queue.clone(), queue.dead_letter()].into_iter().zip(rights.clone());
     let allowed = allowed.map(|(address, actions)| (address.name().to_owned(), actions)).collect();
-    let proxy = Proxy::start(allowed).await?;
-    let user = Client::connect_with(&proxy.url()?, &[DRIVER]).await?;
+    let proxy = Proxy::start(&url(), allowed).await?;
+    let user = Client::connect_with(&format!("{}{QUICK}", proxy.url()), &[DRIVER]).await?;
     let done = tokio::time::timeout(PATIENCE, use_it(&admin, &user, what, &queue)).await;
     let done = done.map_err(|_| format!("{what}: neither done nor refused with {rights:?}"))?;
     user.close(PATIENCE).await;
@@ -130,7 +111,7 @@ async fn attempt(what: &str, rights: &Rights) -> Result<(Result<(), Error>, BTre
         admin.delete(address).await?;
     }
     admin.close(PATIENCE).await;
-    Ok((done, proxy.refused.lock().expect("nobody panicked").clone()))
+    Ok((done, proxy.refused()))
 }
 
 async fn use_it(admin: &Client, user: &Client, what: &str, queue: &Address) -> Result<(), Error> {

@@ -64,5 +64,6 @@ compose_tool() {
     rabbitmq*) compose exec -T "$name" rabbitmqctl "$@" ;;
     kafka) compose exec -T kafka /opt/kafka/bin/kafka-run-class.sh "$@" ;;
     sqs) sqs_tool ;;
+    sns) sns_tool ;;
   esac
 }

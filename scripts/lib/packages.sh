@@ -26,6 +26,27 @@ need_java() {
   command -v java >/dev/null || install_packages default-jre-headless
 }
 
+# make_python FOLDER ARGUMENT...: an environment of its own with what these arguments of `pip install` name, made once. The
+# machine's own Python stays as it is.
+make_python() {
+  local folder=$1
+  shift
+  mkdir -p "$cache_dir"
+  (
+    # Brokers start and tests ask side by side.
+    flock 8
+    [[ -e $folder/.complete ]] && exit
+    # Debian has the module, and what it unpacks in a package of its own.
+    python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv
+    say "making $folder"
+    # A chain, because the `||` below turns `set -e` off in here.
+    rm -rf "$folder" &&
+      python3 -m venv "$folder" >&2 &&
+      "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >&2 &&
+      touch "$folder/.complete"
+  ) 8>"$cache_dir/python.lock" || die "pip could not make $folder"
+}
+
 # fetch_jars POM FOLDER PROPERTY=VALUE: fills FOLDER with what the POM depends on, once.
 fetch_jars() {
   local pom=$1 folder=$2 property=$3

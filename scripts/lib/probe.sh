@@ -40,11 +40,17 @@ sqs_speaks() {
   [[ $(exchange "$1" 'GET /?Action=ListQueues HTTP/1.0\r\n\r\n' 7) == 485454502f312e ]]
 }
 
+# "HTTP/1."
+sns_speaks() {
+  [[ $(exchange "$1" 'GET /?Action=ListTopics HTTP/1.0\r\n\r\n' 7) == 485454502f312e ]]
+}
+
 # The line with which each log says that the start is complete.
 ready_line_of() {
   case $1 in
     rabbitmq*) echo 'Server startup complete' ;;
     kafka*) echo 'Kafka Server started' ;;
     sqs) echo 'started in' ;;
+    sns) echo 'Running on http' ;;
   esac
 }

@@ -18,6 +18,8 @@ pid_of() {
 mark_of() {
   case $1 in
     epmd) echo "-port $ANYQUEUE_EPMD_PORT" ;;
+    # Python takes any option of this letter.
+    sns) echo "-Xanyqueue.broker=sns-$set_id" ;;
     *) echo "-Danyqueue.broker=$1-$set_id" ;;
   esac
 }

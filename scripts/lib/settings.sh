@@ -7,11 +7,13 @@ ANYQUEUE_EPMD_PORT=${ANYQUEUE_EPMD_PORT:-$((ANYQUEUE_RABBITMQ_PORT + 20001))}
 ANYQUEUE_KAFKA_PORT=${ANYQUEUE_KAFKA_PORT:-9092}
 ANYQUEUE_KAFKA_CONTROLLER_PORT=${ANYQUEUE_KAFKA_CONTROLLER_PORT:-$((ANYQUEUE_KAFKA_PORT + 1))}
 ANYQUEUE_SQS_PORT=${ANYQUEUE_SQS_PORT:-9324}
+ANYQUEUE_SNS_PORT=${ANYQUEUE_SNS_PORT:-$((ANYQUEUE_SQS_PORT + 2))}
 ANYQUEUE_KAFKA_VERSION=${ANYQUEUE_KAFKA_VERSION:-4.2.0}
 ANYQUEUE_ELASTICMQ_VERSION=${ANYQUEUE_ELASTICMQ_VERSION:-1.6.12}
+ANYQUEUE_MOTO_VERSION=$(sed -n 's/^moto==\([^ ]*\).*/\1/p' "${root:?}/scripts/lib/moto.txt")
 # compose.yaml reads the same names.
 export ANYQUEUE_RABBITMQ_PORT ANYQUEUE_RABBITMQ4_PORT ANYQUEUE_KAFKA_PORT ANYQUEUE_KAFKA_CONTROLLER_PORT ANYQUEUE_SQS_PORT
-export ANYQUEUE_KAFKA_VERSION ANYQUEUE_ELASTICMQ_VERSION
+export ANYQUEUE_SNS_PORT ANYQUEUE_KAFKA_VERSION ANYQUEUE_ELASTICMQ_VERSION ANYQUEUE_MOTO_VERSION
 
 say() { echo "brokers: $*" >&2; }
 die() {
@@ -34,11 +36,11 @@ dir_of() { echo "$run_dir/$1"; }
 log_of() { echo "$run_dir/$1/broker.log"; }
 
 usual_names=(rabbitmq kafka sqs)
-all_names=(rabbitmq rabbitmq4 rabbitmq-{1,2,3} rabbitmq4-{1,2,3} kafka kafka-{1,2,3} sqs)
+all_names=(rabbitmq rabbitmq4 rabbitmq-{1,2,3} rabbitmq4-{1,2,3} kafka kafka-{1,2,3} sqs sns)
 
 check_name() {
   [[ " ${all_names[*]} " == *" $1 "* ]] ||
-    die "unknown broker: $1 (there are rabbitmq, rabbitmq4, kafka, sqs, cluster, cluster4 and kafka-cluster)"
+    die "unknown broker: $1 (there are rabbitmq, rabbitmq4, kafka, sqs, sns, cluster, cluster4 and kafka-cluster)"
 }
 
 # Which functions are a broker's: all nodes of RabbitMQ are alike, and all of Kafka.
@@ -84,6 +86,7 @@ port_of() {
     kafka) echo "$ANYQUEUE_KAFKA_PORT" ;;
     kafka-[123]) echo "$((ANYQUEUE_KAFKA_PORT + 1 + ${1#kafka-}))" ;;
     sqs) echo "$ANYQUEUE_SQS_PORT" ;;
+    sns) echo "$ANYQUEUE_SNS_PORT" ;;
   esac
 }
 
@@ -99,7 +102,9 @@ url_of() {
   case $1 in
     rabbitmq*) echo "amqp://guest:guest@127.0.0.1:$(port_of "$1")" ;;
     kafka*) echo "kafka://127.0.0.1:$(port_of "$1")" ;;
-    sqs) echo "sqs://127.0.0.1:$ANYQUEUE_SQS_PORT?region=us-east-1&access_key=test&secret_key=test" ;;
+    # ElasticMQ has no topics.
+    sqs) echo "sqs://127.0.0.1:$ANYQUEUE_SQS_PORT?region=us-east-1&access_key=test&secret_key=test&sns_endpoint=none" ;;
+    sns) echo "sqs://127.0.0.1:$ANYQUEUE_SNS_PORT?region=us-east-1&access_key=test&secret_key=test" ;;
   esac
 }
 
@@ -110,6 +115,7 @@ variable_of() {
     rabbitmq4) echo ANYQUEUE_TEST_AMQP4_URL ;;
     kafka) echo ANYQUEUE_TEST_KAFKA_URL ;;
     sqs) echo ANYQUEUE_TEST_SQS_URL ;;
+    sns) echo ANYQUEUE_TEST_SNS_URL ;;
   esac
 }
 

@@ -71,8 +71,9 @@ impl Known {
         self.change(queue, |facts| {
             if facts.kind.is_some() && facts.kind != kind {
                 // It is another queue; what it gets was said for its name.
-                *facts = Facts { kind, binding: facts.binding.take(), ..Facts::default() };
+                *facts = Facts { binding: facts.binding.take(), ..Facts::default() };
             }
+            facts.kind = kind;
             facts.fresh = true;
         });
     }

@@ -254,10 +254,9 @@ pub(crate) async fn a_channel_that_closes_fails_no_message_of_a_sender_that_retr
         let mut batch: Vec<_> = (0..600).map(|_| Message::new(vec![7; 100_000])).collect();
         batch[100] = Message::new("lost").to(missing.clone());
         let failures = soon(sender.send_batch(batch)).await.unwrap_err().failures();
-        assert_eq!(
-            failures.iter().map(|(n, error)| (*n, error.kind())).collect::<Vec<_>>(),
-            [(100, ErrorKind::NotFound)]
-        );
+        let shown = failures.iter().take(2).collect::<Vec<_>>();
+        let kinds: Vec<_> = failures.iter().map(|(n, error)| (*n, error.kind())).collect();
+        assert!(kinds == [(100, ErrorKind::NotFound)], "{} failed: {shown:#?}", failures.len());
     }
     broker.delete(&topic).await.unwrap();
 }

@@ -5,7 +5,7 @@ use std::future::IntoFuture;
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use queue_core::{Address, Client, Entry, Error, ErrorKind, Topology};
+use queue_core::{Address, Client, DeliveryCount, Entry, Error, ErrorKind, Topology};
 
 use crate::common::{soon, unique};
 use crate::{client, declare, native, next, texts};
@@ -49,6 +49,20 @@ pub(crate) async fn what_was_not_asked_for_is_taken_as_it_is(url: String) {
     let told = ["argument", "asked", "found"].map(|key| error.context(key).unwrap_or_default().to_owned());
     assert_eq!(told, ["x-max-length", "8", "7"], "{error}");
     client.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn what_a_queue_counts_is_known_to_who_did_not_make_it(url: String) {
+    let name = unique("counts");
+    client(&url).await.sender(name.as_str()).await.unwrap();
+    let client = client(&url).await;
+    // The first finds it, for another dead-letter queue than it was made with; the second is told by the first.
+    for _ in 0..2 {
+        let receiver = client.receiver(name.as_str()).await.unwrap();
+        assert_eq!(receiver.capabilities().delivery_count, DeliveryCount::Losses);
+    }
+    for queue in [&name, &format!("{name}-dlq")] {
+        client.delete(queue).await.unwrap();
+    }
 }
 
 pub(crate) async fn what_was_asked_for_and_differs_is_shown(url: String) {

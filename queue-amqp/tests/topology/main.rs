@@ -30,6 +30,7 @@ fn main() {
     #[allow(unused_mut, reason = "one case needs a feature")]
     let mut cases = cases![
         existing::what_was_not_asked_for_is_taken_as_it_is,
+        existing::what_a_queue_counts_is_known_to_who_did_not_make_it,
         existing::what_was_asked_for_and_differs_is_shown,
         existing::a_queue_of_another_program_just_works,
         existing::a_queue_of_another_connection_is_refused,

@@ -74,6 +74,12 @@ pub trait Harness: Send + Sync + 'static {
         &[]
     }
 
+    /// Whether a case is run, `c_topics/two_groups_both_get_everything` for example: not all of them are for a broker that
+    /// is there for a part, and slow. What was run is not compared with the document then. Default: all are.
+    fn runs(&self, _case: &str) -> bool {
+        true
+    }
+
     /// Most cases that run at the same time. Default: 8.
     fn threads(&self) -> usize {
         8
@@ -192,6 +198,10 @@ impl<H: Harness + ?Sized> Harness for std::sync::Arc<H> {
 
     fn replayable(&self) -> &[(&str, &str)] {
         (**self).replayable()
+    }
+
+    fn runs(&self, case: &str) -> bool {
+        (**self).runs(case)
     }
 
     fn threads(&self) -> usize {

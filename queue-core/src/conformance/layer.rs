@@ -337,6 +337,10 @@ impl<H: Harness, L: BrokerLayer + 'static> Harness for Layered<H, L> {
         self.inner.address(unique)
     }
 
+    fn runs(&self, case: &str) -> bool {
+        self.inner.runs(case)
+    }
+
     fn threads(&self) -> usize {
         self.inner.threads()
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
+use super::alone::Suspect;
 use super::{COPY_RETRY_MAX, COPY_RETRY_MIN, Copying, Done, Held, Inbox, Run};
 use crate::capability::RetryVia;
 use crate::consumer::{Answer, Received};
@@ -146,9 +147,15 @@ impl Inbox {
         pause.saturating_add(pause.min(crate::memory::LONG).mul_f64(0.2 * fastrand::f64()))
     }
 
-    pub(crate) fn retry(self: &Arc<Self>, held: Held, delay: Option<Duration>, why: &str) -> Answered {
+    /// `why` makes the reason of the dead letter in the last attempt; it gets which attempt that was.
+    pub(crate) fn retry(
+        self: &Arc<Self>,
+        held: Held,
+        delay: Option<Duration>,
+        why: impl FnOnce(String) -> Reason,
+    ) -> Answered {
         if held.attempt >= self.config.max_deliveries {
-            let reason = Reason::text(format!("{why} in attempt {} of {}", held.attempt, self.config.max_deliveries));
+            let reason = why(format!("attempt {} of {}", held.attempt, self.config.max_deliveries));
             return self.dead_letter(held, reason);
         }
         if delay.is_none() && self.capabilities.own_backoff && !self.in_place() {
@@ -170,7 +177,7 @@ impl Inbox {
             && let Some((tier, address)) = tiers.iter().find(|(tier, _)| *tier >= delay)
         {
             let copy = dead_letter::retry(&held.message, held.attempt + 1, Some(SystemTime::now() + *tier));
-            return self.copy_then_ack(held, copies.0.clone(), copy.to(address.clone()), Some(*tier));
+            return self.copy_then_ack(held, copies.0.clone(), copy.to(address.clone()), Hopeless::RetryIn(*tier));
         }
         if self.in_place() && self.is_running() {
             if !self.consumer.holds(held.token) {
@@ -198,7 +205,7 @@ impl Inbox {
                 if let Some(delay) = held_back {
                     copy = copy.delay(delay);
                 }
-                return self.copy_then_ack(held, copies.0.clone(), copy, None);
+                return self.copy_then_ack(held, copies.0.clone(), copy, Hopeless::TryAgain);
             }
             (RetryVia::Broker, _) => Answer::Retry(held.token, delay),
             // Where order is kept, a copy would stand behind others of its key.
@@ -216,20 +223,19 @@ impl Inbox {
             Some(outbox) => {
                 let origin = self.source.to_string();
                 let copy = dead_letter::letter(&held.message, &reason, held.attempt, &origin);
-                self.copy_then_ack(held, outbox.0.clone(), copy, None)
+                self.copy_then_ack(held, outbox.0.clone(), copy, Hopeless::TryAgain)
             }
         }
     }
 
     /// Acks only after the broker confirmed the copy. Until then the message stays unanswered and leased; a copy that
-    /// fails is tried again, and health tells. One that can never be sent makes a retry in place instead, where that has a
-    /// delay.
-    fn copy_then_ack(
+    /// fails is tried again, and health tells.
+    pub(super) fn copy_then_ack(
         self: &Arc<Self>,
         held: Held,
         outbox: Arc<Outbox>,
         copy: Message,
-        in_place: Option<Duration>,
+        hopeless: Hopeless,
     ) -> Answered {
         if !self.consumer.holds(held.token) {
             self.finish(&held);
@@ -239,7 +245,7 @@ impl Inbox {
         let copying = Copying(self.clone());
         self.spawn(async move |inbox| {
             let _copying = copying;
-            inbox.copy_until_confirmed(held, &outbox, copy, in_place).await;
+            inbox.copy_until_confirmed(held, &outbox, copy, hopeless).await;
         });
         Answered::Accepted
     }
@@ -249,7 +255,7 @@ impl Inbox {
         mut held: Held,
         outbox: &Arc<Outbox>,
         copy: Message,
-        in_place: Option<Duration>,
+        hopeless: Hopeless,
     ) {
         let problem = format!("copy {} to {}", self.source, copy.destination().unwrap_or(outbox.address()));
         let mut pause = COPY_RETRY_MIN;
@@ -264,13 +270,17 @@ impl Inbox {
                     self.ack(&held);
                     return;
                 }
-                Err(error) if in_place.is_some() && is_hopeless(&error) && self.is_running() => {
-                    let delay = in_place.unwrap_or_default();
+                Err(error) if hopeless != Hopeless::TryAgain && is_hopeless(&error) && self.is_running() => {
                     self.client.events.set_problem(&problem, None);
                     self.client.events.emit(EventKind::DeadLetterFailed, &self.source.to_string(), Some(error));
-                    held.attempt += 1;
-                    self.consumer.note_attempt(held.token, held.attempt);
-                    self.hand_out_at(held, Instant::now() + delay);
+                    match hopeless {
+                        Hopeless::RetryIn(delay) => {
+                            held.attempt += 1;
+                            self.consumer.note_attempt(held.token, held.attempt);
+                            self.hand_out_at(held, Instant::now() + delay);
+                        }
+                        Hopeless::HandOut | Hopeless::TryAgain => self.hand_out_unmarked(held),
+                    }
                     return;
                 }
                 Err(error) => {
@@ -295,7 +305,7 @@ impl Inbox {
 
     pub(crate) fn dropped(self: &Arc<Self>, held: Held) {
         self.client.warn_dropped(&self.source);
-        self.retry(held, None, "dropped without an answer");
+        self.retry(held, None, |attempts| Reason::text(format!("dropped without an answer in {attempts}")));
     }
 
     /// Gives back what was fetched and never handed out.
@@ -327,6 +337,9 @@ impl Inbox {
             self.local_ready.store(0, Ordering::Release);
             held
         };
+        self.suspected.store(0, Ordering::Release);
+        let suspects = std::mem::take(&mut *self.suspects.lock());
+        let held: Vec<Held> = held.into_iter().chain(suspects.into_iter().map(Suspect::into_held)).collect();
         if held.is_empty() {
             return;
         }
@@ -340,6 +353,17 @@ impl Inbox {
             self.answered(1, held.size());
         }
     }
+}
+
+/// What comes of a message whose copy can never be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hopeless {
+    /// It is tried all the same.
+    TryAgain,
+    /// It is the next attempt, in place.
+    RetryIn(Duration),
+    /// It is handed out as it is.
+    HandOut,
 }
 
 /// Whether a copy that failed so will always fail.

@@ -10,11 +10,12 @@ use std::time::SystemTime;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::{Held, Inbox, Run, SPARE_DELIVERIES, STOPPED};
+use super::alone::Alone;
+use super::{Held, Inbox, Run, STOPPED};
 use crate::capability::RetryVia;
 use crate::consumer::{Answer, Received};
 use crate::dead_letter::{self, Reason};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::message::Message;
 
 impl Inbox {
@@ -31,32 +32,33 @@ impl Inbox {
             if !self.is_running() {
                 return Poll::Ready(None);
             }
+            if self.is_secluded() {
+                match self.poll_alone(cx) {
+                    Alone::HandOut(run) => return Poll::Ready(Some(Ok(run))),
+                    Alone::Failed(error) => return self.fail(error),
+                    Alone::Over => {}
+                    Alone::Wait => {
+                        self.starved.store(true, Ordering::Release);
+                        self.poller.register(cx.waker());
+                        if self.is_running() && !self.is_alone() {
+                            return Poll::Pending;
+                        }
+                        continue;
+                    }
+                }
+            }
             if self.local_ready.load(Ordering::Acquire) > 0
                 && let Some(run) = self.take_ready()
             {
                 return Poll::Ready(Some(Ok(run)));
             }
-            let starved = match NonZeroUsize::new(self.room().min(max)) {
-                None => true,
-                Some(max) => {
-                    let mut received = self.ledger.vec();
-                    match self.consumer.poll_receive(cx, max, &mut received) {
-                        Poll::Ready(Ok(())) => match self.admit(received) {
-                            Some(run) => return Poll::Ready(Some(Ok(run))),
-                            // All of it was parked or dead-lettered.
-                            None => continue,
-                        },
-                        Poll::Ready(Err(error)) => {
-                            let told = self.enter(STOPPED);
-                            return Poll::Ready(told.then(|| Err(self.named(error, "receive"))));
-                        }
-                        Poll::Pending => {
-                            self.ledger.reuse(received);
-                            false
-                        }
-                    }
-                }
-            };
+            let starved = self.room() == 0;
+            match self.poll_consumer(cx, max) {
+                Poll::Ready(Ok(Some(run))) => return Poll::Ready(Some(Ok(run))),
+                Poll::Ready(Ok(None)) => continue,
+                Poll::Ready(Err(error)) => return self.fail(error),
+                Poll::Pending => {}
+            }
             self.starved.store(starved, Ordering::Release);
             self.poller.register(cx.waker());
             // What happened before the waker was there woke nobody.
@@ -64,6 +66,25 @@ impl Inbox {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Fetches from the consumer, for as many as there is room; `None`: nothing of it is handed out now.
+    pub(super) fn poll_consumer(self: &Arc<Self>, cx: &mut Context<'_>, max: usize) -> Poll<Result<Option<Run>>> {
+        let Some(max) = NonZeroUsize::new(self.room().min(max)) else { return Poll::Pending };
+        let mut received = self.ledger.vec();
+        match self.consumer.poll_receive(cx, max, &mut received) {
+            Poll::Ready(result) => Poll::Ready(result.map(|()| self.admit(received))),
+            Poll::Pending => {
+                self.ledger.reuse(received);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The first error is told, and the last that is.
+    fn fail(&self, error: Error) -> Poll<Option<Result<Run>>> {
+        let told = self.enter(STOPPED);
+        Poll::Ready(told.then(|| Err(self.named(error, "receive"))))
     }
 
     fn take_ready(&self) -> Option<Run> {
@@ -76,21 +97,14 @@ impl Inbox {
             }
             self.finish(&held);
         };
-        let received = Received {
-            message: Ok(held.message),
-            token: held.token,
-            attempt: held.attempt,
-            lease: None,
-            position: held.position,
-        };
-        Some(Run { fetch: held.fetch, next: held.index, items: vec![received].into_iter() })
+        Some(held.into_run())
     }
 
     /// Counts what was fetched and sorts out what is not handed out now.
     fn admit(self: &Arc<Self>, mut received: Vec<Received>) -> Option<Run> {
         let mut bytes = 0;
         let mut plain = !self.per_key();
-        let last = self.config.max_deliveries.saturating_add(SPARE_DELIVERIES);
+        let last = self.last_attempt();
         for item in &received {
             match &item.message {
                 Ok(message) => {
@@ -106,7 +120,7 @@ impl Inbox {
         self.unanswered.fetch_add(received.len(), Ordering::AcqRel);
         self.unanswered_bytes.fetch_add(bytes, Ordering::AcqRel);
         if !plain {
-            received = received.into_iter().filter_map(|item| self.sort_out(item, last)).collect();
+            received = received.into_iter().filter_map(|item| self.sort_out(item)).collect();
         }
         if received.is_empty() {
             return None;
@@ -120,7 +134,7 @@ impl Inbox {
         self.copies.is_none() && !(self.shares_log && message.headers().get(dead_letter::GROUP).is_some())
     }
 
-    fn sort_out(self: &Arc<Self>, mut item: Received, last: u32) -> Option<Received> {
+    fn sort_out(self: &Arc<Self>, mut item: Received) -> Option<Received> {
         let message = match &mut item.message {
             Ok(message) => message,
             Err(undecodable) => {
@@ -142,7 +156,7 @@ impl Inbox {
                 return None;
             }
         }
-        let mut due = None;
+        let (mut due, mut noted) = (None, 1);
         if self.copies.is_some() {
             let size = message.size();
             let (attempt, at) = dead_letter::take_retry(message);
@@ -153,14 +167,13 @@ impl Inbox {
                 RetryVia::InPlace => item.attempt.max(attempt),
                 _ => item.attempt.saturating_add(attempt - 1),
             };
+            noted = attempt;
             due = at.and_then(|at| at.duration_since(SystemTime::now()).ok());
             // Whoever writes to the queue can write the header.
             due = due.map(|due| due.min(self.capabilities.max_retry_delay));
         }
-        if item.attempt > last {
-            let why = format!("delivered {} times without an answer", item.attempt - 1);
-            let held = Held { laneless: true, ..self.hold_alone(item)? };
-            self.dead_letter(held, Reason::text(why));
+        if item.attempt > self.last_attempt() {
+            self.suspect(item, noted);
             return None;
         }
         let lane = self.lane(message);
@@ -185,7 +198,7 @@ impl Inbox {
         }
     }
 
-    fn hold_alone(self: &Arc<Self>, item: Received) -> Option<Held> {
+    pub(super) fn hold_alone(self: &Arc<Self>, item: Received) -> Option<Held> {
         let fetch = self.ledger.open(self, std::slice::from_ref(&item));
         let Received { message, token, attempt, position, .. } = item;
         Some(Held { fetch, index: 0, token, attempt, position, message: message.ok()?, laneless: false })
@@ -210,10 +223,18 @@ impl Inbox {
 
     /// Hands a message out again at its time; keeps its place in its lane and its lease until then.
     pub(super) fn hand_out_at(self: &Arc<Self>, held: Held, due: Instant) {
+        self.deferred.fetch_add(1, Ordering::AcqRel);
+        if self.is_secluded() {
+            self.poller.wake();
+        }
         self.spawn(async move |inbox| {
             tokio::select! {
-                () = sleep_until(due) => inbox.hand_out(held),
+                () = sleep_until(due) => {
+                    inbox.deferred.fetch_sub(1, Ordering::AcqRel);
+                    inbox.hand_out(held);
+                }
                 () = inbox.stopped() => {
+                    inbox.deferred.fetch_sub(1, Ordering::AcqRel);
                     let left = due.saturating_duration_since(Instant::now());
                     if inbox.capabilities.retry_via == RetryVia::Broker {
                         inbox.settle(Answer::Retry(held.token, left));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use super::Receiver;
 use crate::address::{Address, AddressKind, Source, Start};
 use crate::broker::{ConsumerOptions, Options, ProducerOptions};
-use crate::capability::{Ordering, RetryVia};
+use crate::capability::{DeliveryCount, Ordering, RetryVia};
 use crate::client::{Client, ClientInner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inbox::Inbox;
@@ -271,8 +271,13 @@ impl ReceiverBuilder {
             Some(address) => Some(copier(inner, address).await?),
             None => None,
         };
+        // One that kills its process is told from its neighbours by copies; see the inbox.
+        let counts_all = able.delivery_count == DeliveryCount::Receives && able.ordering == Ordering::None;
         let copies = match (able.retry_via, source.queue_name()) {
             (RetryVia::Copy, Some(queue)) => Some(copier(inner, Address::derived(AddressKind::Queue, &queue)).await?),
+            (RetryVia::Broker, Some(queue)) if counts_all => {
+                Some(copier(inner, Address::derived(AddressKind::Queue, &queue)).await?)
+            }
             // Each copy names its tier.
             (RetryVia::InPlace, _) if !consumer.retry_tiers().is_empty() => {
                 Some(copier(inner, source.address.clone()).await?)

@@ -11,15 +11,23 @@ from kafka import TopicPartition
 
 from records import consumer, describe
 
+# Seconds; less than the test waits.
+PATIENCE = 50
+
 
 def main():
     url, topic, count = sys.argv[1:]
     reader = consumer(url)
-    partitions = [TopicPartition(topic, number) for number in sorted(reader.partitions_for_topic(topic))]
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
+    # A topic that was made a moment ago may not be known to every broker.
+    while not (numbers := reader.partitions_for_topic(topic)):
+        if time.monotonic() > deadline:
+            sys.exit(f"no topic {topic} within {PATIENCE} s")
+        time.sleep(0.05)
+    partitions = [TopicPartition(topic, number) for number in sorted(numbers)]
     while sum(reader.end_offsets(partitions).values()) < int(count):
         if time.monotonic() > deadline:
-            sys.exit(f"not {count} records within 20 s")
+            sys.exit(f"not {count} records within {PATIENCE} s")
         time.sleep(0.05)
     ends = reader.end_offsets(partitions)
     reader.assign(partitions)
@@ -29,7 +37,7 @@ def main():
         for records in reader.poll(timeout_ms=500).values():
             found.extend(records)
         if time.monotonic() > deadline:
-            sys.exit(f"{len(found)} records within 20 s")
+            sys.exit(f"{len(found)} records within {PATIENCE} s")
     for record in sorted(found, key=lambda r: (r.partition, r.offset)):
         print(json.dumps(describe(record)))
     reader.close()

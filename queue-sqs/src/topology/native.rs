@@ -8,6 +8,7 @@ use serde_json::Value;
 
 pub(crate) const RETENTION: &str = "MessageRetentionPeriod";
 pub(crate) const REDRIVE: &str = "RedrivePolicy";
+pub(crate) const POLICY: &str = "Policy";
 const KEY: &str = "KmsMasterKeyId";
 const MANAGED: &str = "SqsManagedSseEnabled";
 const SCOPE: &str = "DeduplicationScope";
@@ -42,7 +43,7 @@ const ATTRIBUTES: &[(&str, Shape, Untold)] = &[
     (KEY, Shape::Text, Untold::Unset),
     ("MaximumMessageSize", Shape::Number(1024..=1_048_576), Untold::Unknown),
     (RETENTION, Shape::Number(60..=1_209_600), Untold::Unknown),
-    ("Policy", Shape::Json, Untold::Unset),
+    (POLICY, Shape::Json, Untold::Unset),
     ("ReceiveMessageWaitTimeSeconds", Shape::Number(0..=20), Untold::Unknown),
     ("RedriveAllowPolicy", Shape::Json, Untold::Unset),
     (REDRIVE, Shape::Json, Untold::Unset),

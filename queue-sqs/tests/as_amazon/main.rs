@@ -28,7 +28,11 @@ fn the_suite_finds_the_same_here_and_on_elasticmq() {
         let findings =
             |name| section(&document, name).and_then(|section| section.split_once('\n')).map(|(_, f)| f.trim());
         assert!(findings(here).is_some_and(|findings| findings.contains("cases run")), "{here}");
-        assert_eq!(findings(here), findings(elasticmq), "{here}");
+        // ElasticMQ has no topics.
+        let of_topics = |line: &&str| line.contains("(topics)") || line.contains("dead_letters_of_a_group");
+        let shared = |name| findings(name).unwrap_or_default().lines().filter(|line| !of_topics(line)).collect();
+        let [own, other]: [Vec<_>; 2] = [here, elasticmq].map(shared);
+        assert_eq!(own, other, "{here}");
     }
 }
 

@@ -14,6 +14,7 @@ use super::counts::Counts;
 use super::faults::{Dice, Faults};
 use super::queue::Queue;
 use super::refusal::Refusal;
+use super::topics::Topic;
 
 const ARN: &str = "arn:aws:sqs:us-east-1:000000000000:";
 const ID: &str = "000000000000";
@@ -29,6 +30,8 @@ pub struct Account {
 /// What one request sees and changes.
 pub struct State {
     pub queues: BTreeMap<String, Queue>,
+    /// By ARN.
+    pub topics: BTreeMap<String, Topic>,
     /// Names of queues that were deleted, and when.
     pub deleted: HashMap<String, Instant>,
     /// Tasks that moved messages, the newest first.
@@ -39,7 +42,13 @@ pub struct State {
 impl Account {
     pub fn new(base: String, faults: Faults) -> Self {
         let dice = Dice::new(faults);
-        let state = State { queues: BTreeMap::new(), deleted: HashMap::new(), moves: Vec::new(), dice };
+        let state = State {
+            queues: BTreeMap::new(),
+            topics: BTreeMap::new(),
+            deleted: HashMap::new(),
+            moves: Vec::new(),
+            dice,
+        };
         Self { base, clock: Clock::new(), state: Mutex::new(state), requests: Mutex::default(), changed: Notify::new() }
     }
 
@@ -83,12 +92,24 @@ impl Account {
     }
 
     pub fn url(&self, name: &str) -> String {
-        format!("{}/{ID}/{name}", self.base)
+        self.url_in(ID, name)
+    }
+
+    /// Another account has the same queues.
+    pub fn url_in(&self, id: &str, name: &str) -> String {
+        format!("{}/{id}/{name}", self.base)
     }
 }
 
 pub fn arn(name: &str) -> String {
     format!("{ARN}{name}")
+}
+
+/// The ARN of the queue at this URL.
+pub fn arn_at(url: &str) -> String {
+    let mut parts = url.rsplit('/');
+    let (name, id) = (parts.next().unwrap_or_default(), parts.next().unwrap_or_default());
+    arn(name).replace(ID, id)
 }
 
 pub fn name_of_arn(arn: &str) -> Option<&str> {

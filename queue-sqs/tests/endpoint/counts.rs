@@ -41,6 +41,7 @@ pub fn is_about_messages(action: &str) -> bool {
         action,
         "SendMessage"
             | "SendMessageBatch"
+            | "PublishBatch"
             | "ReceiveMessage"
             | "DeleteMessage"
             | "DeleteMessageBatch"

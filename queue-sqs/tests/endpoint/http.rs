@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use super::account::Account;
-use super::actions;
+use super::actions::{self, topics, topics::Form};
 use super::counts::is_about_messages;
 use super::refusal::Refusal;
 
@@ -47,16 +47,26 @@ pub async fn serve(listener: TcpListener, account: Arc<Account>) {
 
 async fn answer(account: Arc<Account>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, HungUp> {
     let target = request.headers().get("x-amz-target").and_then(|target| target.to_str().ok());
-    let action = target.and_then(|target| target.strip_prefix("AmazonSQS.")).unwrap_or_default().to_owned();
+    let target = target.and_then(|target| target.strip_prefix("AmazonSQS.")).map(str::to_owned);
     let body = request.into_body().collect().await.map_err(|_| HungUp)?.to_bytes();
+    // SQS says its action in the head, SNS in the form that is the body.
+    let form: Option<Form> = target.is_none().then(|| form_urlencoded::parse(&body).into_owned().collect());
+    let action = target.or_else(|| form.as_ref()?.get("Action").cloned()).unwrap_or_default();
+    let refused = |refusal: &Refusal| match form {
+        Some(_) => xml(refusal.status, topics::refusal(refusal)),
+        None => refused(refusal),
+    };
     account.count(&action);
     let about_messages = is_about_messages(&action);
     if about_messages && account.state().dice.throttles() {
         return Ok(refused(&Refusal::throttled()));
     }
-    let outcome = match serde_json::from_slice::<Value>(&body) {
-        Ok(request) => actions::act(&account, &action, request).await,
-        Err(_) => Err(Refusal::new("SerializationException", "The request is no JSON.")),
+    let outcome = match (&form, serde_json::from_slice::<Value>(&body)) {
+        (Some(form), _) => topics::act(&account, &action, form).map(|answer| xml(200, answer)),
+        (None, Ok(request)) => {
+            actions::act(&account, &action, request).await.map(|answer| response(200, None, &answer))
+        }
+        (None, Err(_)) => Err(Refusal::new("SerializationException", "The request is no JSON.")),
     };
     let (delay, lost) = {
         let dice = &mut account.state().dice;
@@ -68,7 +78,7 @@ async fn answer(account: Arc<Account>, request: Request<Incoming>) -> Result<Res
     match (lost, outcome) {
         (Some(true), _) => Err(HungUp),
         (Some(false), _) => Ok(refused(&Refusal::failed())),
-        (None, Ok(answer)) => Ok(response(200, None, &answer)),
+        (None, Ok(answer)) => Ok(answer),
         (None, Err(refusal)) => Ok(refused(&refusal)),
     }
 }
@@ -76,6 +86,13 @@ async fn answer(account: Arc<Account>, request: Request<Incoming>) -> Result<Res
 fn refused(refusal: &Refusal) -> Response<Full<Bytes>> {
     let who = if refusal.sender_fault { "Sender" } else { "Receiver" };
     response(refusal.status, Some(format!("{};{who}", refusal.code())), &refusal.body())
+}
+
+fn xml(status: u16, body: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::from(body));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static("text/xml"));
+    response
 }
 
 fn response(status: u16, code: Option<String>, body: &Value) -> Response<Full<Bytes>> {

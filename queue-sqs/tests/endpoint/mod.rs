@@ -1,5 +1,5 @@
-//! An SQS endpoint in the tests' own process: the AWS JSON protocol over HTTP on loopback, the rules of Amazon where
-//! emulators have their own, and faults where they are asked for.
+//! An endpoint of SQS and SNS in the tests' own process: Amazon's protocols over HTTP on loopback, the rules of Amazon
+//! where emulators have their own, and faults where they are asked for.
 //!
 //! It keeps no time that a test could not let pass ([`Endpoint::pass`]), and counts what it is asked. Retention, access
 //! rights and the limit of messages in flight are not modelled.
@@ -18,6 +18,7 @@ mod http;
 mod queue;
 mod receipt;
 mod refusal;
+mod topics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,6 +59,18 @@ impl Endpoint {
     /// The URL by which the adapter reaches it, with further options.
     pub fn url(&self, options: &str) -> String {
         format!("sqs://{}?region=us-east-1&access_key=test&secret_key=test{options}", self.address)
+    }
+
+    /// The SDK's own client of SNS.
+    #[cfg(feature = "sns")]
+    pub fn topics(&self) -> aws_sdk_sns::Client {
+        let config = aws_sdk_sns::Config::builder()
+            .behavior_version(aws_sdk_sns::config::BehaviorVersion::v2026_01_12())
+            .region(Region::new("us-east-1"))
+            .endpoint_url(format!("http://{}", self.address))
+            .credentials_provider(Credentials::new("test", "test", None, None, "test"))
+            .build();
+        aws_sdk_sns::Client::from_conf(config)
     }
 
     /// The SDK's own client, which repeats nothing.

@@ -26,9 +26,14 @@ pub type Case = (&'static str, fn() -> Pin<Box<dyn Future<Output = Outcome> + Se
 
 /// Runs the cases; each has five minutes.
 pub fn main(cases: &[Case]) {
-    let missing = std::env::var(URL).is_err();
+    main_on(URL, cases);
+}
+
+/// Runs the cases on the broker that this variable tells.
+pub fn main_on(variable: &str, cases: &[Case]) {
+    let missing = std::env::var(variable).is_err();
     if missing {
-        eprintln!("{URL} is not set: every test that needs a broker is ignored");
+        eprintln!("{variable} is not set: every test that needs a broker is ignored");
     }
     let trials = cases.iter().map(|(name, case)| {
         let case = *case;

@@ -1,10 +1,11 @@
-//! The actions of SQS that the adapter uses.
+//! The actions that the adapter uses: here those of SQS.
 
 mod answers;
 mod moves;
 mod queues;
 mod receive;
 mod send;
+pub mod topics;
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;

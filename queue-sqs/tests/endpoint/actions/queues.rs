@@ -62,7 +62,10 @@ pub fn create(account: &Account, request: &Value) -> Result<Value, Refusal> {
 pub fn url(account: &Account, request: &Value) -> Result<Value, Refusal> {
     let name = super::text(request, "QueueName")?;
     match account.state().queues.contains_key(name) {
-        true => Ok(json!({ "QueueUrl": account.url(name) })),
+        true => Ok(json!({ "QueueUrl": match super::text(request, "QueueOwnerAWSAccountId") {
+            Ok(id) => account.url_in(id, name),
+            Err(_) => account.url(name),
+        } })),
         false => Err(Refusal::no_queue()),
     }
 }
@@ -82,7 +85,7 @@ pub fn attributes(account: &Account, request: &Value) -> Result<Value, Refusal> 
         in_flight.to_string(),
         seconds(queue.created),
         seconds(queue.modified),
-        account::arn(&queue.name),
+        account::arn_at(super::text(request, "QueueUrl")?),
     ];
     let mut all = queue.attributes.all();
     all.extend(OWN.iter().map(|name| (*name).to_owned()).zip(own));

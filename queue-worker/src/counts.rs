@@ -1,0 +1,49 @@
+//! What was done so far, counted by everybody at once.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counts {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// What a worker did so far.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        #[derive(Debug, Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+        }
+
+        impl Counters {
+            pub(crate) fn read(&self) -> Counts {
+                Counts { $($name: self.$name.0.load(Relaxed),)* }
+            }
+        }
+    };
+}
+
+counts! {
+    /// Messages whose handler succeeded.
+    processed,
+    /// Handlers that failed, each attempt counted; those that panicked or ran out of time among them.
+    failed,
+    /// Messages that a failure made dead letters.
+    dead_lettered,
+    /// Messages given back: not worked on, not finished by the end of the drain, or what they need was away.
+    released,
+    /// Answers that came too late: the message was no longer ours, and comes again.
+    lost,
+    /// Handlers that panicked.
+    panicked,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self) {
+        self.0.fetch_add(1, Relaxed);
+    }
+}

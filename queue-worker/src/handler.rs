@@ -1,0 +1,137 @@
+//! Functions as services.
+
+use std::fmt;
+use std::future::{Ready, ready};
+use std::marker::PhantomData;
+use std::task::{Context, Poll};
+
+use futures::FutureExt;
+use futures::future::{Either, Map};
+use tower_service::Service;
+
+use crate::failure::{BoxError, Failure};
+use crate::job::Job;
+use crate::payload::FromJob;
+
+/// What a handler may return: nothing, or a result whose error says what becomes of the message.
+pub trait Handled {
+    /// As the result that the worker answers by.
+    ///
+    /// # Errors
+    /// Why the handler failed.
+    fn into_result(self) -> Result<(), Failure>;
+}
+
+impl Handled for () {
+    fn into_result(self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+impl<E: Into<Failure>> Handled for Result<(), E> {
+    fn into_result(self) -> Result<(), Failure> {
+        self.map_err(Into::into)
+    }
+}
+
+/// What can handle messages: an `async fn` of a [`Job`], of something [`FromJob`], or of both; or a service of tower.
+///
+/// `Kind` tells them apart, and is never written out.
+pub trait IntoHandler<Kind> {
+    /// The service that it becomes.
+    type Service: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send + 'static;
+
+    /// Makes the service.
+    fn into_handler(self) -> Self::Service;
+}
+
+/// That it is a service already.
+#[derive(Debug)]
+pub struct IsService(());
+
+impl<S> IntoHandler<IsService> for S
+where
+    S: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send + 'static,
+{
+    type Service = S;
+
+    fn into_handler(self) -> S {
+        self
+    }
+}
+
+/// A function as a service; `Args` tells what it takes.
+pub struct HandlerFn<F, Args> {
+    function: F,
+    args: PhantomData<fn(Args)>,
+}
+
+impl<F: Clone, Args> Clone for HandlerFn<F, Args> {
+    fn clone(&self) -> Self {
+        Self { function: self.function.clone(), args: PhantomData }
+    }
+}
+
+impl<F, Args> fmt::Debug for HandlerFn<F, Args> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HandlerFn").finish_non_exhaustive()
+    }
+}
+
+type Finish<O> = fn(O) -> Result<(), Failure>;
+type Handling<Fut> = Map<Fut, Finish<<Fut as Future>::Output>>;
+type Extracted<Fut> = Either<Handling<Fut>, Ready<Result<(), Failure>>>;
+
+fn handling<Fut: Future<Output: Handled>>(future: Fut) -> Handling<Fut> {
+    future.map(Fut::Output::into_result as Finish<Fut::Output>)
+}
+
+fn extracted<Fut: Future<Output: Handled>>(future: Result<Fut, Failure>) -> Extracted<Fut> {
+    match future {
+        Ok(future) => Either::Left(handling(future)),
+        Err(failure) => Either::Right(ready(Err(failure))),
+    }
+}
+
+macro_rules! functions {
+    ($args:ty, [$($generic:ident)?], ($($arg:ty),*), $future:ident, |$function:ident, $job:ident| $call:expr) => {
+        impl<F, Fut $(, $generic)?> IntoHandler<$args> for F
+        where
+            F: FnMut($($arg),*) -> Fut + Send + 'static,
+            Fut: Future<Output: Handled> + Send + 'static,
+            $($generic: FromJob + 'static,)?
+        {
+            type Service = HandlerFn<F, $args>;
+
+            fn into_handler(self) -> Self::Service {
+                HandlerFn { function: self, args: PhantomData }
+            }
+        }
+
+        impl<F, Fut $(, $generic)?> Service<Job> for HandlerFn<F, $args>
+        where
+            F: FnMut($($arg),*) -> Fut,
+            Fut: Future<Output: Handled>,
+            $($generic: FromJob,)?
+        {
+            type Response = ();
+            type Error = Failure;
+            type Future = $future<Fut>;
+
+            fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+                Poll::Ready(Ok(()))
+            }
+
+            fn call(&mut self, $job: Job) -> Self::Future {
+                let $function = &mut self.function;
+                $call
+            }
+        }
+    };
+}
+
+functions!((Job,), [], (Job), Handling, |function, job| handling(function(job)));
+functions!((A,), [A], (A), Extracted, |function, job| extracted(A::from_job(&job).map(function)));
+functions!((A, Job), [A], (A, Job), Extracted, |function, job| {
+    extracted(A::from_job(&job).map(|argument| function(argument, job)))
+});

@@ -1,0 +1,38 @@
+#![doc = include_str!("../README.md")]
+#![forbid(unsafe_code)]
+
+mod batch;
+mod breaker;
+mod control;
+mod counts;
+mod failure;
+mod handler;
+mod job;
+mod light;
+mod limit;
+mod payload;
+mod report;
+mod retry;
+mod router;
+mod run;
+mod signal;
+mod slots;
+mod task;
+mod worker;
+
+pub use crate::batch::{BatchHandler, Batches, HandledBatch};
+pub use crate::breaker::Breaker;
+pub use crate::control::Control;
+pub use crate::counts::Counts;
+pub use crate::failure::{BoxError, Failure, FailureKind, OrFail};
+pub use crate::handler::{Handled, HandlerFn, IntoHandler, IsService};
+pub use crate::job::Job;
+pub use crate::limit::Adaptive;
+#[cfg(feature = "json")]
+pub use crate::payload::Json;
+pub use crate::payload::{FromJob, Payload};
+pub use crate::report::Report;
+pub use crate::retry::{Backoff, Retry, RetryPolicy};
+pub use crate::router::Router;
+pub use crate::signal::signal;
+pub use crate::worker::Worker;

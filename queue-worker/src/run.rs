@@ -1,0 +1,224 @@
+//! A worker at work: receives, starts handlers, drains.
+
+use std::future::poll_fn;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use queue_core::{Delivery, Error, ErrorKind, Receiver};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle, spawn};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tower_service::Service;
+
+use crate::breaker::Pass;
+use crate::control::Wish;
+use crate::failure::{BoxError, Failure};
+use crate::job::Job;
+use crate::light::Light;
+use crate::report::Report;
+use crate::task::{Place, Shared, Work};
+
+/// How long answers have to reach the broker, once the handlers have ended.
+const FLUSH: Duration = Duration::from_secs(5);
+/// How long handlers that were dropped have to be gone: until they next wait for something.
+const DROP: Duration = Duration::from_secs(1);
+/// Handlers that ended are taken out when there are as many, or twice as many as run.
+const SWEEP: usize = 128;
+
+/// Starts handlers.
+pub(crate) trait Start {
+    /// Starts a handler for this message, or for those that come with it. An error ends the worker.
+    fn start(&mut self, run: &mut Run, first: Delivery) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// A worker at work.
+pub(crate) struct Run {
+    pub(crate) receiver: Receiver,
+    pub(crate) shared: Arc<Shared>,
+    drain: Duration,
+    until: BoxFuture<'static, ()>,
+    /// Handlers that may still run.
+    handlers: Vec<AbortHandle>,
+    /// How many of those there are when the ended ones are taken out.
+    sweep: usize,
+    light: Light,
+    wish: watch::Receiver<Wish>,
+}
+
+impl Run {
+    pub(crate) fn new(receiver: Receiver, shared: Arc<Shared>, drain: Duration, until: BoxFuture<'static, ()>) -> Self {
+        let mut wish = shared.state.wish.subscribe();
+        wish.mark_changed();
+        Self { receiver, shared, drain, until, handlers: Vec::new(), sweep: SWEEP, light: Light::new(), wish }
+    }
+
+    pub(crate) async fn serve(mut self, mut start: impl Start) -> Report {
+        let until = std::mem::replace(&mut self.until, std::future::pending().boxed());
+        let mut wish = self.shared.state.wish.subscribe();
+        let told = async move { drop(wish.wait_for(|wish| *wish == Wish::Stop).await) };
+        let ended = {
+            // What it holds when it is dropped is given back.
+            let work = pin!(self.work(&mut start));
+            tokio::select! {
+                biased;
+                () = until => None,
+                () = told => None,
+                error = work => error,
+            }
+        };
+        let mut report = Report::default();
+        report.errors.extend(ended);
+        self.end(report).await
+    }
+
+    /// Works until the receiver ends.
+    async fn work(&mut self, start: &mut impl Start) -> Option<Error> {
+        loop {
+            self.room().await;
+            let next = self.receiver.next().await;
+            self.resumed().await;
+            match next {
+                Some(Ok(delivery)) => {
+                    if let Err(error) = start.start(self, delivery).await {
+                        return Some(error);
+                    }
+                }
+                Some(Err(error)) => return Some(error),
+                None => return Some(Error::closed("receiver").with_operation("work")),
+            }
+        }
+    }
+
+    /// Waits until another handler may start.
+    async fn room(&mut self) {
+        loop {
+            poll_fn(|cx| self.shared.state.slots.poll_free(cx)).await;
+            self.resumed().await;
+            let Some(circuit) = &self.shared.circuit else { return };
+            let pass = circuit.lock().pass(self.shared.state.slots.running());
+            match pass {
+                Pass::Yes => return,
+                Pass::NotBefore(at) => {
+                    // Others may have what they need.
+                    self.receiver.pause();
+                    sleep_until(at).await;
+                    if *self.wish.borrow() == Wish::Run {
+                        self.receiver.resume();
+                    }
+                }
+                Pass::NotNow => poll_fn(|cx| self.shared.state.slots.poll_idle(cx)).await,
+            }
+        }
+    }
+
+    /// Waits while the worker is paused.
+    async fn resumed(&mut self) {
+        while self.wish.has_changed().unwrap_or(false) && *self.wish.borrow_and_update() == Wish::Pause {
+            // The sender is ours, so that it is never gone.
+            let _ = self.wish.changed().await;
+            self.wish.mark_changed();
+        }
+    }
+
+    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light.
+    pub(crate) async fn run<F, T, E>(
+        &mut self,
+        call: impl FnOnce() -> F,
+        finish: impl FnOnce(Result<T, Failure>) + Send + 'static,
+    ) where
+        F: Future<Output = Result<T, E>> + Send + 'static,
+        T: Send + 'static,
+        E: Into<BoxError>,
+    {
+        // A function may panic before it has made a future.
+        let future = match catch_unwind(AssertUnwindSafe(call)) {
+            Ok(future) => future,
+            Err(panic) => return finish(Err(self.shared.panicked(&*panic))),
+        };
+        let place = Place::take(&self.shared);
+        let deadline = self.shared.deadline;
+        let task = async move {
+            let began = place.began();
+            // What is left of the handler is gone before its message is answered.
+            let result = {
+                let mut future = pin!(AssertUnwindSafe(future).catch_unwind());
+                match deadline {
+                    None => place.result(future.await),
+                    Some(deadline) => match timeout(deadline, &mut future).await {
+                        Ok(result) => place.result(result),
+                        Err(_) => Err(Failure::temporary(format!("the handler took longer than {deadline:?}"))),
+                    },
+                }
+            };
+            place.ended(began, &result);
+            finish(result);
+            drop(place);
+        };
+        if !self.light.is_tried() {
+            return self.spawned(spawn(task));
+        }
+        let mut task = Box::pin(task);
+        let began = std::time::Instant::now();
+        if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
+            self.light.ended(began.elapsed());
+        } else {
+            self.light.waits();
+            self.spawned(spawn(task));
+        }
+    }
+
+    fn spawned(&mut self, task: JoinHandle<()>) {
+        if self.handlers.len() >= self.sweep {
+            self.handlers.retain(|handler| !handler.is_finished());
+            self.sweep = SWEEP.max(2 * self.handlers.len());
+        }
+        self.handlers.push(task.abort_handle());
+    }
+
+    async fn end(mut self, mut report: Report) -> Report {
+        let drained = Instant::now() + self.drain;
+        // Gives back what is buffered, so that others can have it while handlers end.
+        let stopped = timeout_at(drained + FLUSH, self.receiver.stop()).await;
+        let idle = || poll_fn(|cx| self.shared.state.slots.poll_idle(cx));
+        if timeout_at(drained, idle()).await.is_err() {
+            tracing::warn!(
+                handlers = self.shared.state.slots.running(),
+                "handlers are dropped, they did not end in time"
+            );
+            self.handlers.iter().for_each(AbortHandle::abort);
+            // One that waits for nothing cannot be dropped.
+            let _ = timeout(DROP, idle()).await;
+        }
+        report.closed(self.receiver.close(FLUSH).await);
+        if stopped.is_err() {
+            let why = "the receiver did not stop in time";
+            report.errors.push(Error::new(ErrorKind::Timeout, why).with_operation("drain"));
+        }
+        report.add(&self.shared.state.counters.read());
+        report
+    }
+}
+
+/// One message at a time to a service.
+pub(crate) struct One<S>(pub(crate) S);
+
+impl<S> Start for One<S>
+where
+    S: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send,
+{
+    async fn start(&mut self, run: &mut Run, delivery: Delivery) -> Result<(), Error> {
+        let (job, work) = Work::take(&run.shared, delivery);
+        if let Err(error) = poll_fn(|cx| self.0.poll_ready(cx)).await {
+            return Err(Error::new(ErrorKind::Internal, "the handler takes no more messages")
+                .with_operation("work")
+                .with_source(error.into()));
+        }
+        run.run(|| self.0.call(job), move |result| work.finish(result)).await;
+        Ok(())
+    }
+}

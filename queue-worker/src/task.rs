@@ -1,0 +1,150 @@
+//! One message at work: what answers it, whatever becomes of its handler.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use queue_core::{Answered, Delivery, Ticket};
+use tokio::time::Instant;
+
+use crate::breaker::Circuit;
+use crate::control::State;
+use crate::failure::{BoxError, Failure, FailureKind};
+use crate::job::Job;
+use crate::limit::Limit;
+use crate::retry::{Retry, RetryPolicy};
+
+/// What all handlers of a worker share.
+pub(crate) struct Shared {
+    pub(crate) state: Arc<State>,
+    pub(crate) retry: Box<dyn RetryPolicy>,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) circuit: Option<Mutex<Circuit>>,
+    pub(crate) adaptive: Option<Mutex<Limit>>,
+}
+
+impl Shared {
+    pub(crate) fn panicked(&self, panic: &(dyn Any + Send)) -> Failure {
+        self.state.counters.panicked.add();
+        let failure = Failure::panicked(panic);
+        tracing::error!(%failure, "the message is tried again");
+        failure
+    }
+}
+
+/// A place for a handler that is taken; given back when dropped.
+pub(crate) struct Place(Arc<Shared>);
+
+impl Place {
+    pub(crate) fn take(shared: &Arc<Shared>) -> Self {
+        shared.state.slots.take();
+        Self(shared.clone())
+    }
+
+    /// What a handler ended with; a panic is a failure like another.
+    pub(crate) fn result<T, E: Into<BoxError>>(&self, ended: std::thread::Result<Result<T, E>>) -> Result<T, Failure> {
+        match ended {
+            Ok(result) => result.map_err(|error| Failure::from_service(error.into())),
+            Err(panic) => Err(self.0.panicked(&*panic)),
+        }
+    }
+
+    /// When the handler began, if somebody wants to know.
+    pub(crate) fn began(&self) -> Option<Instant> {
+        self.0.adaptive.is_some().then(Instant::now)
+    }
+
+    /// The handler ended: the limit follows.
+    pub(crate) fn ended<T>(&self, began: Option<Instant>, result: &Result<T, Failure>) {
+        let (Some(adaptive), Some(began)) = (&self.0.adaptive, began) else { return };
+        let failed = result.as_ref().is_err_and(|failure| failure.kind() != FailureKind::Permanent);
+        let slots = &self.0.state.slots;
+        if let Some(limit) = adaptive.lock().ended(began.elapsed(), failed, slots.running()) {
+            slots.set_limit(limit);
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.state.slots.give_back();
+    }
+}
+
+/// A message that waits for its answer. Dropped without one, it is given back.
+pub(crate) struct Work {
+    shared: Arc<Shared>,
+    ticket: Option<Ticket>,
+    attempt: u32,
+    is_last_attempt: bool,
+}
+
+impl Work {
+    pub(crate) fn take(shared: &Arc<Shared>, delivery: Delivery) -> (Job, Self) {
+        let (job, ticket) = Job::take(delivery);
+        let (attempt, is_last_attempt) = (job.attempt(), job.is_last_attempt());
+        (job, Self { shared: shared.clone(), ticket: Some(ticket), attempt, is_last_attempt })
+    }
+
+    /// Answers by the handler's result.
+    pub(crate) fn finish(mut self, result: Result<(), Failure>) {
+        let Some(ticket) = self.ticket.take() else { return };
+        let counters = &self.shared.state.counters;
+        let answered = match result {
+            Ok(()) => {
+                if let Some(circuit) = &self.shared.circuit {
+                    self.shared.state.is_open.store(circuit.lock().succeeded(), Ordering::Relaxed);
+                }
+                counters.processed.add();
+                ticket.ack()
+            }
+            Err(failure) => self.fail(ticket, failure),
+        };
+        if answered == Answered::LeaseLost {
+            counters.lost.add();
+        }
+    }
+
+    fn fail(&self, ticket: Ticket, failure: Failure) -> Answered {
+        let counters = &self.shared.state.counters;
+        counters.failed.add();
+        let unavailable = failure.kind() == FailureKind::Unavailable;
+        if failure.kind() == FailureKind::Permanent {
+            tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed for good");
+            counters.dead_lettered.add();
+            return ticket.reject(failure.into_error());
+        }
+        tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed");
+        let is_open = self.shared.circuit.as_ref().is_some_and(|circuit| circuit.lock().failed(unavailable));
+        if is_open {
+            self.shared.state.is_open.store(true, Ordering::Relaxed);
+        }
+        if unavailable || is_open {
+            counters.released.add();
+            return ticket.release();
+        }
+        let retry = match failure.kind() {
+            FailureKind::RetryAfter(delay) => Retry::After(delay),
+            _ => self.shared.retry.retry(self.attempt, &failure),
+        };
+        if self.is_last_attempt || retry == Retry::DeadLetter {
+            counters.dead_lettered.add();
+        }
+        match retry {
+            Retry::Default => ticket.fail(failure.into_error(), None),
+            Retry::After(delay) => ticket.fail(failure.into_error(), Some(delay)),
+            Retry::DeadLetter => ticket.reject(failure.into_error()),
+        }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        if let Some(ticket) = self.ticket.take() {
+            ticket.release();
+            self.shared.state.counters.released.add();
+        }
+    }
+}

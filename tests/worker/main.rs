@@ -1,0 +1,53 @@
+//! The worker on every broker: exact attempts, order by key, rate, drain; and a worker's process that is killed.
+//!
+//! Needs the variables that `scripts/brokers env` prints; what is left out is reported as ignored. `FAULTS` sets how often
+//! processes are killed (3), `FULL=1` the sizes of the long form.
+
+mod attempts;
+mod child;
+mod killed;
+mod order;
+mod place;
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use place::{PLACES, Place};
+
+/// What a case comes to.
+pub(crate) type Outcome<T = ()> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+fn main() -> ExitCode {
+    if child::is_wanted() {
+        return child::run();
+    }
+    let mut arguments = Arguments::from_args();
+    // Rates are measured, and processes killed: one after the other.
+    arguments.test_threads = Some(1);
+    let mut trials = Vec::new();
+    for place in PLACES {
+        let mut case = |name: &str, run: fn(Arc<Place>) -> Outcome| {
+            let name = format!("{}/{name}", place.name);
+            trials.push(Trial::ignorable_test(name, move || match Place::find(place) {
+                Ok(place) => match run(Arc::new(place)) {
+                    Ok(()) => Ok(Completion::Completed),
+                    Err(error) => Err(Failed::from(error.to_string())),
+                },
+                Err(why) if std::env::var_os("ANYQUEUE_REQUIRE_BROKERS").is_some() => Err(Failed::from(why)),
+                Err(why) => Ok(Completion::ignored_with(why)),
+            }));
+        };
+        case("failures_end_after_exactly_max_deliveries_across_restarts", attempts::exact);
+        case("an_error_is_the_reason_of_its_dead_letter", attempts::reason);
+        case("a_drain_gives_back_what_it_has", attempts::drain);
+        case("the_order_of_each_key_is_kept_by_64_handlers", order::kept);
+        case("64_handlers_are_faster_than_one", order::faster);
+        if place.durable {
+            case("a_process_that_is_killed_loses_nothing", killed::again_and_again);
+            case("a_message_that_kills_its_process_ends_alone", killed::poison);
+            case("a_process_that_is_told_to_end_ends_well", killed::told_to_end);
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
+}

@@ -1,0 +1,112 @@
+//! Order by key, and what many handlers gain.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyqueue::worker::{Failure, Job, OrFail, Worker};
+use anyqueue::{Client, Message};
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+
+use crate::Outcome;
+use crate::place::{Place, full, run, until};
+
+const KEYS: usize = 1000;
+const HANDLER: Duration = Duration::from_millis(5);
+
+/// One message in ten fails once.
+pub(crate) fn kept(place: Arc<Place>) -> Outcome {
+    run(async move {
+        let each = if full() { 100 } else { 5 };
+        let keys = if place.slow && !full() { KEYS / 5 } else { KEYS };
+        let queue = place.ordered("order");
+        let client = place.client().await?;
+        let short = Duration::from_millis(10);
+        let opening = place.in_order(client.receiver(&*queue)).backoff(short, short).prefetch(1024);
+        let worker = Worker::new(opening.await?).concurrency(64);
+        let sender = client.sender(&*queue).await?;
+        for n in 0..each {
+            let batch = (0..keys).map(|key| Message::new(n.to_string()).key(format!("key-{key}")));
+            sender.send_batch(batch).await?;
+        }
+        let (control, reached) = (worker.control(), Arc::new(Mutex::new(HashMap::<String, usize>::new())));
+        let reaching = reached.clone();
+        let wrong = Arc::new(Mutex::new(Vec::new()));
+        let noting = wrong.clone();
+        let served = tokio::spawn(worker.serve(move |job: Job| {
+            let (reached, wrong) = (reaching.clone(), noting.clone());
+            async move {
+                let key = String::from_utf8(job.get_key().ok_or("no key").or_permanent()?.to_vec())?;
+                let number: usize = job.text().unwrap_or_default().parse()?;
+                if (number + key.len()).is_multiple_of(10) && job.attempt() == 1 {
+                    return Err(Failure::temporary("once"));
+                }
+                tokio::task::yield_now().await;
+                let mut reached = reached.lock();
+                let next = reached.entry(key.clone()).or_default();
+                if number != *next {
+                    wrong.lock().push(format!("{number} of {key} came where {next} was due"));
+                }
+                *next = number + 1;
+                Ok(())
+            }
+        }));
+        until(|| control.counts().processed >= (keys * each) as u64).await;
+        control.stop();
+        let report = served.await?;
+        assert!(report.is_clean(), "{report:?}");
+        assert!(report.counts.failed > 0, "{report:?}");
+        assert!(wrong.lock().is_empty(), "{} out of order, such as {}", wrong.lock().len(), wrong.lock()[0]);
+        assert!(reached.lock().len() == keys && reached.lock().values().all(|reached| *reached == each));
+        Ok(())
+    })
+}
+
+/// Messages a second with so many handlers.
+async fn rate(client: &Client, queue: &str, handlers: usize, handler: Duration, messages: usize) -> Outcome<f64> {
+    let sender = client.sender(queue).await?;
+    for _ in 0..messages / 100 {
+        sender.send_batch((0..100).map(|n| n.to_string())).await?;
+    }
+    let worker = Worker::new(client.receiver(queue).prefetch(1024).await?).concurrency(handlers);
+    let control = worker.control();
+    // From the first message on: what opening takes is not a rate.
+    let first = Arc::new(Mutex::new(None));
+    let began = first.clone();
+    let done = Arc::new(AtomicUsize::new(0));
+    let doing = done.clone();
+    let served = tokio::spawn(worker.serve(move |_: Job| {
+        began.lock().get_or_insert_with(Instant::now);
+        let done = doing.clone();
+        async move {
+            if !handler.is_zero() {
+                sleep(handler).await;
+            }
+            done.fetch_add(1, Ordering::Relaxed);
+        }
+    }));
+    until(|| done.load(Ordering::Relaxed) >= messages).await;
+    let took = first.lock().ok_or("nothing came")?.elapsed();
+    control.stop();
+    let report = served.await?;
+    assert!(report.is_clean(), "{report:?}");
+    Ok(messages as f64 / took.as_secs_f64())
+}
+
+/// Twenty times the rate of one, or 0.8 of what the broker hands out to an empty handler.
+pub(crate) fn faster(place: Arc<Place>) -> Outcome {
+    run(async move {
+        let client = place.client().await?;
+        let messages = 2000;
+        let one = rate(&client, &place.queue("one"), 1, HANDLER, messages / 5).await?;
+        let many = rate(&client, &place.queue("many"), 64, HANDLER, messages).await?;
+        let empty = rate(&client, &place.queue("empty"), 64, Duration::ZERO, messages).await?;
+        eprintln!("{}: {one:.0}/s by one handler of 5 ms, {many:.0}/s by 64, {empty:.0}/s by empty ones", place.name);
+        let is_bound = matches!(place.name, "memory" | "kafka");
+        let enough = many >= 20.0 * one || (!is_bound && many >= 0.8 * empty);
+        assert!(enough, "{many:.0}/s by 64 handlers, {one:.0}/s by one, {empty:.0}/s by empty ones");
+        Ok(())
+    })
+}
