@@ -299,6 +299,8 @@ impl Broker for AmqpBroker {
         let mut stats = Stats::default();
         stats.ready = Some(queue.message_count().into());
         stats.consumers = Some(queue.consumer_count().into());
+        // A quorum queue whose leader is slow to answer counts as empty.
+        stats.approximate = queue.message_count() == 0;
         Ok(stats)
     }
 

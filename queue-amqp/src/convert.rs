@@ -9,7 +9,9 @@ use lapin::BasicProperties;
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use queue_core::wire::{self, Field, MAX_DEPTH, Note};
-use queue_core::{Address, Error, ErrorKind, HeaderValue, Headers, Message, Result, Text, Undecodable};
+use queue_core::{
+    Address, Error, ErrorKind, HeaderValue, Headers, Message, RESERVED_PREFIX, Result, Text, Undecodable, dead_letter,
+};
 
 use crate::config::MAX_SHORT;
 use crate::delay::{self, Ticks};
@@ -359,6 +361,11 @@ pub(crate) fn incoming(delivery: Delivery) -> (Result<Message, Box<Undecodable>>
                     let earlier = value.as_int().and_then(|n| u32::try_from(n).ok()).unwrap_or(0);
                     attempt = earlier.saturating_add(1);
                 }
+                if name == "x-death"
+                    && let Some(queue) = died_in(&value)
+                {
+                    broker.append(dead_letter::ORIGIN, queue.to_owned());
+                }
                 broker.append(name.to_owned(), value);
             } else {
                 list.push((Cow::Owned(name.to_owned()), value));
@@ -372,6 +379,14 @@ pub(crate) fn incoming(delivery: Delivery) -> (Result<Message, Box<Undecodable>>
         return (Err(Box::new(Undecodable { raw: message.into_payload(), error })), attempt);
     }
     (Ok(message.with_native_headers(broker)), attempt)
+}
+
+/// The queue that the server moved the message from last, other than one that delays.
+fn died_in(deaths: &HeaderValue) -> Option<&str> {
+    let HeaderValue::List(deaths) = deaths else { return None };
+    let Some(HeaderValue::Map(last)) = deaths.first() else { return None };
+    let queue = last.iter().find(|(name, _)| name == "queue")?.1.as_str()?;
+    (!queue.starts_with(RESERVED_PREFIX)).then_some(queue)
 }
 
 fn read_fields(mut message: Message, properties: &BasicProperties) -> Message {

@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::config::{Endpoint, family, option_names, parse_options, unknown_option};
 use crate::error::{Error, ErrorKind, Result};
 use crate::receiver::{ReceiverBuilder, ReceiverConfig};
+use crate::redrive::RedriveBuilder;
 use crate::sender::{SenderBuilder, SenderConfig};
 
 /// A configuration with named brokers, senders and receivers.
@@ -334,6 +335,41 @@ impl Connections {
                 ReceiverBuilder::new(self.target(handle), config)
             }
             None => ReceiverBuilder::new(
+                Err(self.unknown("receiver", name, self.bindings.receivers.keys())),
+                Default::default(),
+            ),
+        }
+    }
+
+    /// Puts back the dead letters of the receiver of this name, with its group and its `dead_letter`. See
+    /// [`Client::redrive`].
+    ///
+    /// ```
+    /// # use queue_core::{Bindings, memory};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> queue_core::Result<()> {
+    /// let bindings = Bindings::parse(r#"
+    ///     brokers.main.url = "memory://"
+    ///     [receivers.billing]
+    ///     from = "topic:orders"
+    ///     group = "billing"
+    ///     dead_letter = "unpaid"
+    /// "#)?;
+    /// let connections = bindings.connect_with(&[memory::DRIVER]).await?;
+    /// let mut inbox = connections.receiver("billing").await?;
+    /// # connections.client("main").unwrap().sender("topic:orders").await?.send("hello").await?;
+    /// inbox.receive().await?.reject("the customer is unknown");
+    /// inbox.flush().await?; // the dead letter is in `unpaid`
+    /// assert_eq!(connections.redrive("billing").await?.moved, 1);
+    /// # assert_eq!(inbox.receive().await?.attempt(), 1);
+    /// # assert_eq!(connections.redrive("shipping").await.unwrap_err().kind(), queue_core::ErrorKind::InvalidConfig);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn redrive(&self, name: &str) -> RedriveBuilder {
+        match self.bindings.receivers.get(name) {
+            Some(handle) => RedriveBuilder::new(self.target(handle), self.over_defaults(handle)),
+            None => RedriveBuilder::new(
                 Err(self.unknown("receiver", name, self.bindings.receivers.keys())),
                 Default::default(),
             ),

@@ -132,6 +132,8 @@ pub struct Stats {
     pub consumers: Option<u64>,
     /// Messages behind the end of the log, in all partitions.
     pub lag: Option<u64>,
+    /// Whether `ready` may be behind or off, as that of a broker that estimates.
+    pub approximate: bool,
     /// Figures by partition, in the order of their numbers; empty where there are none, or the broker does not tell.
     pub partitions: Vec<PartitionStats>,
 }

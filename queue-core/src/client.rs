@@ -21,6 +21,7 @@ use crate::event::{EventKind, EventStream, Events, Health};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::receiver::{ReceiverBuilder, ReceiverConfig};
+use crate::redrive::RedriveBuilder;
 use crate::registry;
 use crate::sender::{SenderBuilder, SenderConfig};
 use crate::topology::{Declare, Topology};
@@ -149,6 +150,54 @@ impl Client {
     {
         let target = from.try_into().map_err(Error::from).map(|from| (self.clone(), from));
         ReceiverBuilder::new(target, self.0.receiver_defaults.clone())
+    }
+
+    /// Puts the dead letters of a queue, or of a topic's group, back: `client.redrive("orders").await?`.
+    ///
+    /// Each that came from there is sent back as a copy without the library's headers (`anyqueue-…`), so that it starts
+    /// with attempt 1, and is acknowledged when the broker has confirmed the copy: at least once, never lost. It keeps body,
+    /// key, id, headers and properties, and stands behind what waits. One that does not say where it came from (another
+    /// program's) counts as this source's own; one that came from elsewhere stays.
+    ///
+    /// Each dead letter is looked at once. The pass ends with those that were there when it began, by the broker's count, or,
+    /// where that is an estimate (SQS, Kafka), when nothing has come for [`idle`](RedriveBuilder::idle). What dies again
+    /// meanwhile waits for another pass, by the clock of the receiver that gave it up. Nothing is created.
+    ///
+    /// ```
+    /// # use queue_core::{Client, dead_letter, memory};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> queue_core::Result<()> {
+    /// # let client = Client::connect_with("memory://", &[memory::DRIVER]).await?;
+    /// # client.sender("orders").await?.send("hello").await?;
+    /// let mut inbox = client.receiver("orders").await?;
+    /// inbox.receive().await?.reject("the customer is unknown");
+    /// inbox.flush().await?; // the dead letter is in orders-dlq
+    ///
+    /// let redriven = client
+    ///     .redrive("orders")
+    ///     .filter(|m| m.headers().get(dead_letter::REASON).and_then(|v| v.as_str()) == Some("the customer is unknown"))
+    ///     .await?;
+    /// assert_eq!((redriven.moved, redriven.kept), (1, 0));
+    /// assert_eq!(inbox.receive().await?.attempt(), 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Before anything is looked at: `InvalidInput` where there is no dead-letter address (a topic without a group, dead
+    /// letters that are discarded); `InvalidConfig` for one that is the source itself; `NotFound` where there is no such
+    /// queue of dead letters, and where the broker tells it when a sender opens, none to put them back to; `Unsupported`,
+    /// `Unauthorized`, `Connection`, `Timeout`. Later errors are told in [`Redriven`](crate::Redriven).
+    ///
+    /// # Cancel safety
+    /// Dropped, nothing is lost: copies under way may arrive while their dead letters stay, which makes them come twice if
+    /// they are put back again.
+    pub fn redrive<A: TryInto<Address>>(&self, address: A) -> RedriveBuilder
+    where
+        Error: From<A::Error>,
+    {
+        let target = address.try_into().map_err(Error::from).map(|address| (self.clone(), address));
+        RedriveBuilder::new(target, self.0.receiver_defaults.clone())
     }
 
     /// Opens the transactions of this name: `client.transactions("billing-1").await?`. See [`Transactor`](crate::Transactor).

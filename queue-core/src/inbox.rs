@@ -96,6 +96,8 @@ pub(crate) struct Inbox {
     dead_letters: Option<Owned>,
     /// Where retry copies go, for brokers that need them.
     copies: Option<Owned>,
+    /// Whether its messages stand in the same log as those of other groups, so that one may be put back for one of them.
+    shares_log: bool,
     runtime: Handle,
     unanswered: AtomicUsize,
     unanswered_bytes: AtomicUsize,
@@ -144,7 +146,9 @@ impl Inbox {
     ) -> Arc<Self> {
         let capabilities = consumer.capabilities();
         let leased = capabilities.max_lease.is_some();
+        let shares_log = source.address.is_topic() && capabilities.retry_via == RetryVia::InPlace;
         let inbox = Arc::new(Self {
+            shares_log,
             ledger: Ledger::new(leased, config.lease, config.max_handler_time),
             consumer,
             capabilities,

@@ -189,6 +189,11 @@ impl Message {
         self.extra.as_ref().and_then(|e| e.sent_at).or(self.timestamp)
     }
 
+    /// When it was sent, by the broker's own word.
+    pub(crate) fn told_sent_at(&self) -> Option<SystemTime> {
+        self.extra.as_ref().and_then(|e| e.sent_at)
+    }
+
     /// Hands the message out no earlier than this long after it was sent.
     #[must_use]
     pub fn delay(mut self, delay: Duration) -> Self {

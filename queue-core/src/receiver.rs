@@ -23,6 +23,7 @@ const FETCH: usize = 256;
 mod open;
 
 pub use open::{ReceiverBuilder, ReceiverConfig};
+pub(crate) use open::{checked, copier, dead_letter_of, source_of};
 
 /// Receives the messages of one source. Also a [`Stream`].
 ///

@@ -33,6 +33,21 @@ pub fn due(message: &Message) -> Option<SystemTime> {
     }
 }
 
+/// Says before when a message is not to be handed out: for adapters that delay by sending on.
+#[must_use]
+pub fn with_due(mut message: Message, due: SystemTime) -> Message {
+    take_due(&mut message);
+    message.header(DUE, due)
+}
+
+/// As [`due`], and takes it off the message.
+pub fn take_due(message: &mut Message) -> Option<SystemTime> {
+    message.headers().get(DUE)?;
+    let due = due(message);
+    message.headers_mut().retain(|name, _| name != DUE);
+    due
+}
+
 /// The name of the reserved header.
 pub const HEADER: &str = "anyqueue-h";
 

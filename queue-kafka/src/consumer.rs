@@ -279,6 +279,8 @@ pub(crate) async fn close(inbox: &Inbox, deadline: Instant) -> CloseReport {
                 Error::new(ErrorKind::Timeout, "the last acknowledgements may not be committed")
                     .with_operation("close"),
             );
+        } else if let Some(error) = inbox.cut_off() {
+            report.errors.push(error.with_operation("close"));
         }
     }
     report

@@ -58,6 +58,8 @@ pub(crate) struct Mark {
     pub(crate) offset: i64,
     /// What is done beyond the offset.
     pub(crate) note: String,
+    /// Whether there was no room in it for all that is acknowledged.
+    cut_off: bool,
     /// The part of it that has to stand there.
     pub(crate) must: String,
     epoch: u32,
@@ -241,6 +243,15 @@ impl Inbox {
     /// Why the last commit failed.
     pub(crate) fn commit_error(&self) -> Option<Error> {
         self.state.lock().commit_error.clone()
+    }
+
+    /// Why acknowledged messages come again although everything was committed.
+    pub(crate) fn cut_off(&self) -> Option<Error> {
+        let state = self.state.lock();
+        let first = state.cut_off.first()?;
+        let why =
+            "acknowledged messages come again: a commit has no room for so many that stand beyond one that is not";
+        Some(Error::new(ErrorKind::TooLarge, why).with_context("topic", &self.topic).with_context("partition", first))
     }
 
     /// Does not leave the group when it stops, nor when it is closed: its place waits for it.
@@ -427,8 +438,9 @@ impl Inbox {
         let mut state = self.state.lock();
         let state = &mut *state;
         state.commit_error = result.as_ref().err().cloned();
-        if let Err(error) = result {
-            state.fail_flushes(due, error);
+        match result {
+            Ok(()) => state.stands(due),
+            Err(error) => state.fail_flushes(due, error),
         }
         state.settle_flushes();
     }
@@ -441,6 +453,9 @@ impl Inbox {
     /// What the broker answered to a commit.
     pub(crate) fn committed(&self, marks: &[Mark], answer: Result<(), Error>) {
         let mut state = self.state.lock();
+        if answer.is_ok() {
+            state.stands(marks);
+        }
         if !marks.iter().any(|mark| state.slot(mark.partition, mark.epoch).is_some()) {
             // All of it went elsewhere meanwhile, and was committed with that.
             return;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 
 /// Marks a note of this crate in the metadata of a committed offset.
-const MARK: &str = "aq1:";
+pub(crate) const MARK: &str = "aq1:";
 /// The longest note; brokers take 4096 bytes unless configured.
 pub(crate) const MAX_NOTE: usize = 4000;
 /// Most that a transaction may leave there: the rest is for what grows when it is written anew, since a gap may have become
@@ -188,8 +188,10 @@ impl Watermark {
     /// how many follow that are done, again and again; then, behind a semicolon, how many to skip and the attempt of the
     /// message there. Cut off where it would be too long: what is not noted comes again, or as its first attempt. What
     /// [must be noted](Self::must_note) is never cut off.
-    pub(crate) fn note(&self) -> String {
-        let Some(position) = self.position() else { return String::new() };
+    ///
+    /// Says too whether anything that is done was cut off.
+    pub(crate) fn note_and_rest(&self) -> (String, bool) {
+        let Some(position) = self.position() else { return (String::new(), false) };
         let must = self.must_note(MAX_NOTE).unwrap_or_default();
         let attempts = self.note_attempts(position, MAX_ATTEMPTS.min(MAX_NOTE - must.len()));
         let (all, whole) = self.note_done(position, MAX_NOTE - attempts.len(), Entry::is_done);
@@ -197,7 +199,7 @@ impl Watermark {
         if note.is_empty() && !attempts.is_empty() {
             note.push_str(MARK);
         }
-        note + &attempts
+        (note + &attempts, !whole)
     }
 
     /// The part of the note without which a message that a transaction has acknowledged might come again. `None` where
@@ -206,6 +208,11 @@ impl Watermark {
         let Some(position) = self.position() else { return Some(String::new()) };
         let (note, whole) = self.note_done(position, most, |entry| entry.answer == Answer::Noted);
         whole.then_some(note)
+    }
+
+    #[cfg(test)]
+    fn note(&self) -> String {
+        self.note_and_rest().0
     }
 
     fn note_attempts(&self, position: i64, most: usize) -> String {

@@ -223,7 +223,7 @@ fn region(of: Option<&aws_sdk_sqs::config::Region>) -> &str {
 #[async_trait]
 impl Broker for SqsBroker {
     fn capabilities(&self) -> Arc<Capabilities> {
-        Arc::new(self.with_topics(of_queue(None, MAX_MESSAGE)))
+        Arc::new(self.with_topics(of_queue(None, MAX_MESSAGE, self.core.config.max_delay())))
     }
 
     async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
@@ -242,7 +242,7 @@ impl Broker for SqsBroker {
             Native::of_queue(&options.native, fifo)?;
             self.core.queues.url(&target.name).await?;
             let (max_message, max_batch) = self.limits(&target.name).await?;
-            (of_queue(Some(fifo), max_message), max_batch)
+            (of_queue(Some(fifo), max_message, self.core.config.max_delay()), max_batch)
         };
         Ok(SqsProducer::open(self.core.clone(), target, self.with_topics(can), max_batch, options))
     }
@@ -271,7 +271,7 @@ impl Broker for SqsBroker {
             Err(error) if error.kind() == ErrorKind::Unauthorized => self.core.queues.url(name).await?,
             found => found?,
         };
-        let can = self.with_topics(of_queue(Some(fifo), MAX_MESSAGE));
+        let can = self.with_topics(of_queue(Some(fifo), MAX_MESSAGE, self.core.config.max_delay()));
         Ok(SqsConsumer::open(self.core.clone(), name, url, can, options))
     }
 
@@ -317,6 +317,7 @@ impl Broker for SqsBroker {
         let mut stats = Stats::default();
         stats.ready = number(&asked[0]);
         stats.in_flight = number(&asked[1]);
+        stats.approximate = true;
         Ok(stats)
     }
 

@@ -11,12 +11,16 @@ use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
 use serde::Deserialize;
 
 use crate::topology::Native;
+use crate::{convert, hops};
 
 /// The shortest poll: below, an idle receiver would ask without a pause.
 const MIN_WAIT: Duration = Duration::from_secs(1);
 
 /// The longest poll that SQS takes.
 const MAX_WAIT: Duration = Duration::from_secs(20);
+
+/// The shortest hop of a long delay.
+const MIN_HOP: Duration = Duration::from_secs(1);
 
 /// How much longer than its wait a poll may take before its answer counts as lost.
 pub(crate) const POLL_GRACE: Duration = Duration::from_secs(5);
@@ -59,6 +63,10 @@ pub struct SqsConfig {
     pub max_polls: usize,
     /// Most requests of one sender at a time. Default: 16.
     pub max_sends: usize,
+    /// Lets a message be delayed by more than 15 minutes, up to a year: it travels in hops of at most this, 1 s to 15 min in
+    /// whole seconds. Default: none, and more than 15 minutes is refused.
+    #[serde(with = "humantime_serde")]
+    pub delay_hops: Option<Duration>,
     /// What queues are made with: options of the URL that start with `sqs.`.
     #[serde(skip)]
     pub(crate) defaults: Native,
@@ -80,6 +88,7 @@ impl Default for SqsConfig {
             answer_linger: Duration::from_millis(5),
             max_polls: 6,
             max_sends: 16,
+            delay_hops: None,
             defaults: Native::default(),
         }
     }
@@ -115,6 +124,12 @@ impl SqsConfig {
         if !(MIN_WAIT..=MAX_WAIT).contains(&config.wait_time) || config.wait_time.subsec_nanos() != 0 {
             return Err(invalid("`wait_time` is 1 s to 20 s, in whole seconds")
                 .with_context("wait_time", format!("{:?}", config.wait_time)));
+        }
+        if let Some(hop) = config.delay_hops
+            && (!(MIN_HOP..=convert::MAX_DELAY).contains(&hop) || hop.subsec_nanos() != 0)
+        {
+            return Err(invalid("`delay_hops` is 1 s to 15 min, in whole seconds")
+                .with_context("delay_hops", format!("{hop:?}")));
         }
         match config.sns_endpoint.as_deref() {
             None | Some(NO_SNS) => {}
@@ -176,6 +191,11 @@ impl SqsConfig {
     fn host_url(&self, endpoint: &Endpoint) -> Option<String> {
         let (scheme, port) = if self.tls { ("https", 443) } else { ("http", 80) };
         endpoint.hosts.first().map(|host| format!("{scheme}://{}", host.with_default_port(port)))
+    }
+
+    /// The longest delay of a message.
+    pub(crate) fn max_delay(&self) -> Duration {
+        if self.delay_hops.is_some() { hops::MAX_HOPPED } else { convert::MAX_DELAY }
     }
 
     /// What a poll waits, in the whole seconds of the protocol.
@@ -272,6 +292,9 @@ mod tests {
             "sqs://?tls=true",
             "sqs://h?sqs.foo=1",
             "sqs://h?max_polls=0",
+            "sqs://h?delay_hops=0s",
+            "sqs://h?delay_hops=16m",
+            "sqs://h?delay_hops=1500ms",
             "sqs://h?regoin=x",
             "sqs://h?sns_endpoint=h:1",
         ] {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::num::NonZeroUsize;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use queue_core::{
     AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Events,
-    Message, Outcome, Position, Received, Result, Settled, Undecodable,
+    Message, Outcome, Position, Producer, Received, Result, Settled, Undecodable,
 };
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -51,12 +51,17 @@ pub(crate) struct Shared {
     pub(crate) max_polls: usize,
     pub(crate) prefetch: usize,
     pub(crate) prefetch_bytes: usize,
+    /// The longest hop of a delay that is longer.
+    pub(crate) hop: Duration,
+    /// Sends on what comes before it is due; opened by the first.
+    pub(crate) copies: OnceLock<Arc<dyn Producer>>,
+    pub(crate) core: Weak<Core>,
     pub(crate) state: Mutex<State>,
     /// Wakes the task that polls.
     pub(crate) polls: Notify,
     /// Wakes the task that answers.
     pub(crate) answers: Notify,
-    /// Wakes whoever waits for the outcome of answers.
+    /// Wakes whoever waits for the outcome of answers, or until nothing is being sent on.
     pub(crate) settled: Notify,
 }
 
@@ -68,6 +73,8 @@ pub(crate) struct State {
     pub(crate) outbox: Outbox,
     /// Messages that polls under way may bring.
     pub(crate) reserved: usize,
+    /// Messages that are being sent on because they are not due.
+    pub(crate) hopping: usize,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
     pub(crate) polls_ended: bool,
@@ -115,12 +122,15 @@ impl SqsConsumer {
             max_polls: core.config.max_polls,
             prefetch: options.prefetch.max(1),
             prefetch_bytes: options.prefetch_bytes,
+            hop: core.config.delay_hops.unwrap_or(convert::MAX_DELAY),
+            copies: OnceLock::new(),
+            core: Arc::downgrade(&core),
             state: Mutex::default(),
             polls: Notify::new(),
             answers: Notify::new(),
             settled: Notify::new(),
         });
-        let weak: std::sync::Weak<Shared> = Arc::downgrade(&shared);
+        let weak: Weak<Shared> = Arc::downgrade(&shared);
         core.adopt(weak);
         core.spawn(poll::run(shared.clone()));
         core.spawn(answers::run(shared.clone()));
@@ -145,7 +155,7 @@ impl Shared {
         released
     }
 
-    /// Gives back what was handed out and not answered as well; says how much.
+    /// Gives back what was handed out and not answered as well, but for what is being sent on; says how much.
     fn let_go(&self) -> usize {
         let mut state = self.state.lock();
         state.closed.get_or_insert(Instant::now() + self.lease);
@@ -159,7 +169,7 @@ impl Shared {
     /// Whether there is no answer left to send, now and ever.
     pub(crate) fn answers_are_over(&self) -> bool {
         let state = self.state.lock();
-        state.closed.is_some() && state.polls_ended && state.outbox.is_empty()
+        state.closed.is_some() && state.polls_ended && state.hopping == 0 && state.outbox.is_empty()
     }
 
     /// Waits until every answer so far has its outcome.
@@ -320,6 +330,7 @@ impl Consumer for SqsConsumer {
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         report.released = self.shared.begin_stop();
+        let _ = timeout_at(deadline, self.shared.hopped()).await;
         report.unanswered = self.shared.let_go();
         match timeout_at(deadline, self.shared.flushed()).await {
             Ok(Ok(())) => {}

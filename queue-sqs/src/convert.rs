@@ -11,7 +11,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use queue_core::wire::{self, Field, Note};
-use queue_core::{Error, ErrorKind, HeaderValue, Headers, Message, Position, Result, Text, Undecodable};
+use queue_core::{Error, ErrorKind, HeaderValue, Headers, Message, Position, Result, Text, Undecodable, dead_letter};
 
 use crate::address::Kind;
 
@@ -400,6 +400,8 @@ pub(crate) fn decode(native: Native, fifo: bool) -> Option<Decoded> {
         for (label, value) in [
             ("MessageGroupId", told.group),
             ("SequenceNumber", told.sequence),
+            // The name ends the ARN.
+            (dead_letter::ORIGIN, told.source.as_ref().and_then(|arn| arn.rsplit(':').next()).map(str::to_owned)),
             ("DeadLetterQueueSourceArn", told.source),
             ("AWSTraceHeader", told.trace),
         ] {

@@ -16,6 +16,7 @@ use crate::address::{Kind, Target};
 use crate::convert::{self, Encoded};
 use crate::door::{self, Verdicts};
 use crate::error;
+use crate::hops;
 use crate::lanes::{Group, Lanes};
 use crate::producer::{Item, Shared};
 
@@ -309,7 +310,9 @@ impl Driver {
             let message = std::mem::take(&mut item.message);
             item.message = message.id(Uuid::now_v7().simple().to_string());
         }
-        let encoded = convert::encode(&item.message, kind)?;
+        let can_hop = !kind.fifo && !kind.topic;
+        let hopping = self.shared.hop.filter(|_| can_hop).and_then(|hop| hops::first(&item.message, hop));
+        let encoded = convert::encode(hopping.as_ref().unwrap_or(&item.message), kind)?;
         let limit = self.shared.max_message.min(door::limit(kind));
         if encoded.size > limit {
             let why = if kind.topic {

@@ -27,6 +27,8 @@ pub(crate) struct Lease {
     pub(crate) buffered: bool,
     /// Whether an extension that the adapter itself asked for is under way.
     pub(crate) extending: bool,
+    /// Whether it is being sent on: it is given back only when that has failed.
+    pub(crate) hopping: bool,
 }
 
 impl Lease {
@@ -45,6 +47,7 @@ impl Lease {
             last: began + MAX_LEASE - margin,
             buffered: true,
             extending: false,
+            hopping: false,
         }
     }
 }
@@ -128,7 +131,8 @@ impl Leases {
 
     /// Every token that is not stale.
     pub(crate) fn tokens(&self) -> Vec<AckToken> {
-        let held = self.slots.iter().enumerate().filter(|(_, slot)| slot.lease.is_some());
+        let own = |slot: &Slot| slot.lease.as_ref().is_some_and(|lease| !lease.hopping);
+        let held = self.slots.iter().enumerate().filter(|(_, slot)| own(slot));
         held.map(|(index, slot)| AckToken(index as u64, slot.generation)).collect()
     }
 

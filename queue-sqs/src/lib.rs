@@ -11,6 +11,7 @@ mod convert;
 mod dispatch;
 mod door;
 mod error;
+mod hops;
 mod lanes;
 mod lease;
 mod link;

@@ -12,6 +12,7 @@ use crate::answers::Verb;
 use crate::consumer::{Buffered, Shared, State};
 use crate::convert;
 use crate::error::Words;
+use crate::hops;
 use crate::lease::Lease;
 
 /// The most messages of one poll.
@@ -154,15 +155,22 @@ async fn poll(reserved: Reserved) -> Polled {
 
 impl Shared {
     /// Takes the messages of a poll; gives them back when nobody wants any.
-    fn arrived(&self, messages: Vec<Native>, sent: Instant, reserved: Reserved) -> usize {
+    fn arrived(self: &Arc<Self>, messages: Vec<Native>, sent: Instant, reserved: Reserved) -> usize {
         let count = messages.len();
         let wait = Duration::from_secs(u64::try_from(self.wait_seconds).unwrap_or_default());
         let mut decoded = Vec::with_capacity(count);
         decoded.extend(messages.into_iter().filter_map(|m| convert::decode(m, self.fifo)));
         let mut state = self.state.lock();
-        for message in decoded {
-            let lease = Lease::granted(message.receipt, message.bytes, self.lease, sent, wait);
+        let mut early = Vec::new();
+        for mut message in decoded {
+            let mut lease = Lease::granted(message.receipt, message.bytes, self.lease, sent, wait);
+            let due = message.message.as_mut().ok().and_then(hops::take_due);
+            lease.hopping = due.is_some();
             let token = state.leases.insert(lease);
+            if let (Ok(content), Some(due)) = (&mut message.message, due) {
+                early.push((token, std::mem::take(content), due));
+                continue;
+            }
             let (attempt, position) = (message.attempt, message.position);
             state.buffer.push_back(Buffered { message: message.message, token, attempt, position });
         }
@@ -173,6 +181,9 @@ impl Shared {
         drop(state);
         // Only now: the messages have taken the place of the reservation.
         drop(reserved);
+        for (token, message, due) in early {
+            self.send_on(token, message, due);
+        }
         if let Some(waker) = waker {
             waker.wake();
         }

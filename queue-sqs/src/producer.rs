@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     require_route: bool,
     pub(crate) max_requests: usize,
     pub(crate) max_message: usize,
+    /// The longest hop of a delay that is longer.
+    pub(crate) hop: Option<Duration>,
     /// Most bytes of a request; less once the broker found one too long.
     pub(crate) max_batch: AtomicUsize,
     pub(crate) inbox: Mutex<Inbox>,
@@ -139,6 +141,7 @@ impl SqsProducer {
             require_route: options.require_route,
             max_requests: core.config.max_sends,
             max_message: capabilities.max_message_bytes,
+            hop: core.config.delay_hops,
             max_batch: AtomicUsize::new(max_batch),
             inbox: Mutex::default(),
             wake: Notify::new(),

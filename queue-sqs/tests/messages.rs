@@ -19,6 +19,7 @@ fn main() {
         what_is_too_large_fails_alone_before_the_network,
         a_refused_entry_fails_alone,
         a_delayed_message_is_never_early,
+        a_delay_of_several_hops_is_never_early,
         fifo_keeps_order_per_key,
         fifo_messages_carry_key_and_id,
     ]);
@@ -218,6 +219,20 @@ async fn a_delayed_message_is_never_early() -> Outcome {
     assert_eq!(text(&collect(&*pair.consumer, 1, SOON).await?[0]), "later");
     let after = began.elapsed();
     assert!(after >= Duration::from_millis(1200) && after < Duration::from_secs(6), "{after:?}");
+    pair.end().await
+}
+
+async fn a_delay_of_several_hops_is_never_early() -> Outcome {
+    let pair = Pair::new("hops", &format!("{QUICK}&delay_hops=1s"), ConsumerOptions::default()).await?;
+    let began = Instant::now();
+    let delay = Duration::from_millis(3200);
+    deliver(&*pair.producer, vec![Message::new("later").header("n", 7).delay(delay), Message::new("now")]).await?;
+    assert_eq!(text(&collect(&*pair.consumer, 1, SOON).await?[0]), "now");
+    let later = collect(&*pair.consumer, 1, SOON).await?.remove(0);
+    assert!(began.elapsed() >= delay, "{:?}", began.elapsed());
+    assert_eq!((text(&later).as_str(), later.attempt), ("later", 1));
+    let headers = later.message.map_err(|u| u.error)?.headers().clone();
+    assert_eq!(headers.iter().collect::<Vec<_>>(), [("n", &HeaderValue::Int(7))]);
     pair.end().await
 }
 

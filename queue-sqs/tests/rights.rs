@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use queue_core::{Address, Client, Declare, Entry, Error, ErrorKind, EventKind, Source, Topology};
+use queue_core::{Address, Client, Declare, Entry, Error, ErrorKind, EventKind, Message, Source, Topology};
 use queue_sqs::DRIVER;
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ type Rights = table::Rights<2>;
 
 async fn each_way_of_use_needs_the_rights_that_the_page_names() -> Outcome {
     let rows = table::rows(table::section("Rights"));
-    assert_eq!(rows.len(), 11, "each row has its way of use below");
+    assert_eq!(rows.len(), 13, "each row has its way of use below");
     for (what, rights) in rows {
         let (done, refused) = attempt(what, &rights).await?;
         assert!(done.is_ok(), "{what}: {done:?}");
@@ -133,6 +133,8 @@ async fn use_it(admin: &Client, user: &Client, what: &str, queue: &Address) -> R
         "send to its URL, `declare = assume`" => send(user, by_url(admin, queue).await?).await,
         "receive, `declare = assume`" => receive(admin, user, queue, queue.clone()).await,
         "receive from its URL, `declare = assume`" => receive(admin, user, queue, by_url(admin, queue).await?).await,
+        "receive what is delayed for longer than 15 minutes, `declare = assume`" => hop(user, queue).await,
+        "put dead letters back" => redrive(admin, user, queue).await,
         "verify a queue" => user.verify(&Topology::from_iter([Entry::new(queue.clone())])).await,
         "verify a queue with options and tags" => user.verify(&Topology::from_iter([tagged])).await,
         "`stats`" => user.stats(&Source::new(queue.clone())).await.map(drop),
@@ -174,4 +176,35 @@ async fn receive(admin: &Client, user: &Client, queue: &Address, from: Address) 
         }
     }
     receiver.flush().await
+}
+
+/// Receives what comes by hops.
+async fn hop(user: &Client, queue: &Address) -> Result<(), Error> {
+    let sender =
+        Client::connect_with(&format!("{}{QUICK}&delay_hops=1s", url()), &[DRIVER]).await?.sender(queue).await?;
+    sender.send(Message::new("x").delay(Duration::from_millis(1500))).await?;
+    let mut events = user.events();
+    let mut receiver = user.receiver(queue).declare(Declare::Assume).discard_dead_letters().await?;
+    loop {
+        tokio::select! {
+            Some(event) = events.next() => if let (EventKind::AnswerFailed, Some(error)) = (event.kind, event.error) {
+                return Err(error);
+            },
+            delivery = receiver.receive() => return delivery?.ack_confirmed().await.map(drop),
+        }
+    }
+}
+
+/// Has a message die, and puts it back.
+async fn redrive(admin: &Client, user: &Client, queue: &Address) -> Result<(), Error> {
+    admin.sender(queue).await?.send("x").await?;
+    let mut receiver = admin.receiver(queue).await?;
+    receiver.receive().await?.reject("no");
+    receiver.flush().await?;
+    let redriven = user.redrive(queue).idle(Duration::from_secs(2)).await?;
+    if let Some(error) = redriven.stopped {
+        return Err(error);
+    }
+    assert_eq!(redriven.moved, 1);
+    Ok(())
 }

@@ -154,6 +154,23 @@ fn the_brokers_own_headers_are_set_apart_and_counted() {
 }
 
 #[test]
+fn a_message_that_the_server_moved_tells_where_it_died() {
+    let died = |queues: &[&str]| {
+        let death = |queue: &&str| arguments([("queue", AMQPValue::LongString((*queue).into()))]).unwrap();
+        let deaths: Vec<_> = queues.iter().map(death).map(AMQPValue::FieldTable).collect();
+        let table = arguments([("x-death", AMQPValue::FieldArray(deaths.into()))]).unwrap();
+        let mut delivery = Delivery::mock(1, "".into(), "orders-dlq".into(), false, b"x".to_vec());
+        delivery.properties = BasicProperties::default().with_headers(table);
+        let told = incoming(delivery).0.unwrap();
+        told.native_headers().get(dead_letter::ORIGIN).and_then(HeaderValue::as_str).map(str::to_owned)
+    };
+    assert_eq!(died(&["orders", "anyqueue-delay-3"]).as_deref(), Some("orders"));
+    // A delay is no death.
+    assert_eq!(died(&["anyqueue-delay-3", "orders"]), None);
+    assert_eq!(died(&[]), None);
+}
+
+#[test]
 fn what_cannot_travel_is_refused_alone() {
     let refused = |message: &Message| outgoing(&address(), message, None, 4096).unwrap_err().kind();
     assert_eq!(refused(&Message::new("x").header("big", "x".repeat(5000))), ErrorKind::TooLarge);

@@ -9,14 +9,17 @@ use crate::topology::native::{Arguments, DELAYED_RETRY, Native, OVERFLOW, QUEUE_
 
 /// How many deliveries beyond the library's own limit the broker allows: losses and releases count there too.
 const BACKSTOP: u32 = 20;
+/// The value of a delivery limit that is none; newer servers else drop what came back twenty times.
+const NO_LIMIT: i64 = -1;
 const REJECT: &str = "reject-publish";
 const DEAD_LETTERS: &str = "x-dead-letter-exchange";
+const DELIVERY_LIMIT: &str = "x-delivery-limit";
 
 /// What a classic queue refuses, or has for itself.
 const NOT_OF_CLASSIC: &[&str] = &[
     QUEUE_TYPE,
     "x-dead-letter-strategy",
-    "x-delivery-limit",
+    DELIVERY_LIMIT,
     "x-initial-cluster-size",
     "x-max-age",
     "x-queue-leader-locator",
@@ -103,6 +106,12 @@ impl Wanted {
         {
             backstop(&mut all, kind, address.name(), entry.max_deliveries, server);
         }
+        // What may be a queue of dead letters, and has nowhere to put any itself.
+        let keeps_all =
+            entry.dead_letter.is_none() && entry.max_deliveries.is_none() && !all.contains_key(DEAD_LETTERS);
+        if keeps_all && kind == QueueType::Quorum && server.is_rabbitmq(4, 0) {
+            all.entry(DELIVERY_LIMIT.to_owned()).or_insert(AMQPValue::LongLongInt(NO_LIMIT));
+        }
         Ok(Self { all, asked })
     }
 }
@@ -116,7 +125,7 @@ fn backstop(all: &mut Arguments, kind: QueueType, to: &str, max_deliveries: Opti
     }
     if let Some(most) = max_deliveries {
         let limit = AMQPValue::LongLongInt(most.saturating_add(BACKSTOP).into());
-        all.entry("x-delivery-limit".to_owned()).or_insert(limit);
+        all.entry(DELIVERY_LIMIT.to_owned()).or_insert(limit);
     }
     // At least once needs senders to be refused, rather than old messages dropped, when the queue is full. Without a
     // limit it is never full; with one, and no word on what happens then, a refusal loses nothing.
@@ -162,6 +171,21 @@ mod tests {
         assert_eq!(wanted.all["x-delivery-limit"], AMQPValue::LongLongInt(25));
         assert_eq!(wanted.all["x-dead-letter-strategy"], text("at-least-once"));
         assert_eq!(wanted.all["x-overflow"], text("reject-publish"));
+    }
+
+    #[test]
+    fn a_queue_without_dead_letters_of_its_own_drops_nothing() {
+        let of = |version: (u16, u16, u16), own: &[(&str, &str)]| {
+            let server = ServerInfo { product: "RabbitMQ".to_owned(), version, ..ServerInfo::default() };
+            let own = own.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let wanted = Wanted::new(&orders(), &Native::of_queue(&own).unwrap(), &Arguments::new(), &server).unwrap();
+            wanted.all.get("x-delivery-limit").cloned()
+        };
+        assert_eq!(of((4, 0, 1), &[]), Some(AMQPValue::LongLongInt(-1)));
+        // An older server knows no such value, and has no limit of its own.
+        assert_eq!(of((3, 13, 7), &[]), None);
+        assert_eq!(of((4, 0, 1), &[("x-queue-type", "classic")]), None);
+        assert_eq!(of((4, 0, 1), &[("x-delivery-limit", "3")]), Some(AMQPValue::LongLongInt(3)));
     }
 
     #[test]

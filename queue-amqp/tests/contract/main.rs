@@ -8,6 +8,7 @@ mod proxy;
 mod addresses;
 mod delays;
 mod receiving;
+mod redrive;
 mod sending;
 
 use std::sync::Arc;
@@ -52,6 +53,7 @@ fn main() {
             sending::closing_waits_for_confirmations_and_is_idempotent,
             receiving::a_small_prefetch_is_kept_and_not_slow,
             receiving::a_flush_speaks_for_no_answer_given_after_it,
+            redrive::a_dead_letter_is_counted_once_when_the_connection_breaks,
             delays::a_delay_is_kept_to_the_step_of_the_ladder,
             delays::names_with_signs_of_routing_keys_reach_their_own_queue,
             delays::what_cannot_be_delayed_is_refused,

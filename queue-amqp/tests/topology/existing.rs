@@ -1,12 +1,14 @@
 //! What exists already, made by this library or by others.
 
+use std::future::IntoFuture;
+
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
 use queue_core::{Address, Client, DeliveryCount, Entry, Error, ErrorKind, Topology};
 
 use crate::common::{soon, unique};
-use crate::{client, declare, native, texts};
+use crate::{client, declare, native, next, texts};
 
 const DURABLE: fn() -> QueueDeclareOptions = || QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
 
@@ -159,4 +161,39 @@ pub(crate) async fn verifying_compares_and_makes_nothing(url: String) {
     verify(&[("x-max-length", "5")]).await.unwrap();
     assert_eq!(verify(&[("x-max-length", "6")]).await, Err(ErrorKind::Conflict));
     client.delete(&name).await.unwrap();
+}
+
+pub(crate) async fn a_queue_of_dead_letters_drops_none(url: String) {
+    let client = client(&url).await;
+    let name = unique("graves");
+    let dead = format!("{name}-dlq");
+    let mut receiver = client.receiver(name.as_str()).await.unwrap();
+    client.sender(name.as_str()).await.unwrap().send("a").await.unwrap();
+    next(&mut receiver).await.reject("no");
+    soon(receiver.flush()).await.unwrap();
+    // More often than newer servers have a message come back by themselves.
+    for _ in 0..25 {
+        let redriven = soon(client.redrive(name.as_str()).filter(|_| false).into_future()).await.unwrap();
+        assert_eq!((redriven.kept, redriven.stopped.is_none()), (1, true), "{redriven:?}");
+    }
+    let redriven = soon(client.redrive(name.as_str()).into_future()).await.unwrap();
+    assert_eq!(redriven.moved, 1, "{redriven:?}");
+    assert_eq!(texts(&mut receiver, 1).await, ["a"]);
+    for queue in [&name, &dead] {
+        client.delete(queue).await.unwrap();
+    }
+}
+
+pub(crate) async fn a_queue_of_dead_letters_with_a_limit_is_taken_as_it_is(url: String) {
+    let client = client(&url).await;
+    let name = unique("limited");
+    let dead = format!("{name}-dlq");
+    declare(&client, &dead, DURABLE(), &[("x-queue-type", text("quorum"))]).await;
+    for _ in 0..2 {
+        drop(client.receiver(name.as_str()).await.unwrap());
+    }
+    drop(client.sender(dead.as_str()).await.unwrap());
+    for queue in [&name, &dead] {
+        client.delete(queue).await.unwrap();
+    }
 }

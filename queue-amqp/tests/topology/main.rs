@@ -36,6 +36,8 @@ fn main() {
         existing::a_queue_of_another_connection_is_refused,
         existing::an_exchange_is_compared_like_a_queue,
         existing::verifying_compares_and_makes_nothing,
+        existing::a_queue_of_dead_letters_drops_none,
+        existing::a_queue_of_dead_letters_with_a_limit_is_taken_as_it_is,
         options::options_come_by_program_handle_file_and_url,
         options::what_is_wrong_is_named,
         options::keys_of_other_brokers_are_left_alone_in_a_file,

@@ -101,6 +101,7 @@ mod c_topics;
 mod case;
 mod d_answer;
 mod d_dead_letter;
+mod d_redrive;
 mod e_order;
 mod f_time;
 mod flaky;

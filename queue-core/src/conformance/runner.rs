@@ -15,8 +15,8 @@ use super::case::{CLOSE, Case, CaseResult, Ctx, Failure, Made, Probe, open, with
 use super::harness::Harness;
 use super::report::Report;
 use super::{
-    a_round_trip, b_send, c_receive, c_topics, d_answer, d_dead_letter, e_order, f_time, g_faults, g_links, h_broker,
-    h_life, i_config, j_observation, record,
+    a_round_trip, b_send, c_receive, c_topics, d_answer, d_dead_letter, d_redrive, e_order, f_time, g_faults, g_links,
+    h_broker, h_life, i_config, j_observation, record,
 };
 use crate::address::Address;
 use crate::client::Client;
@@ -68,6 +68,7 @@ fn peaceful() -> Vec<&'static [Case]> {
         c_topics::CASES,
         d_answer::CASES,
         d_dead_letter::CASES,
+        d_redrive::CASES,
         e_order::CASES,
         f_time::CASES,
         h_broker::CASES,

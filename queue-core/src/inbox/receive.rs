@@ -111,7 +111,7 @@ impl Inbox {
             match &item.message {
                 Ok(message) => {
                     bytes += message.size();
-                    plain &= item.attempt <= last && (self.copies.is_none() || message.headers().is_empty());
+                    plain &= item.attempt <= last && (message.headers().is_empty() || self.is_plain(message));
                 }
                 Err(undecodable) => {
                     bytes += undecodable.raw.len();
@@ -131,6 +131,11 @@ impl Inbox {
         Some(Run { fetch, next: 0, items: received.into_iter() })
     }
 
+    /// Whether no header says what to do with the message.
+    fn is_plain(&self, message: &Message) -> bool {
+        self.copies.is_none() && !(self.shares_log && message.headers().get(dead_letter::GROUP).is_some())
+    }
+
     fn sort_out(self: &Arc<Self>, mut item: Received) -> Option<Received> {
         let message = match &mut item.message {
             Ok(message) => message,
@@ -143,6 +148,16 @@ impl Inbox {
                 return None;
             }
         };
+        if self.shares_log {
+            let size = message.size();
+            let group = dead_letter::take_group(message);
+            self.unanswered_bytes.fetch_sub(size - message.size(), Ordering::AcqRel);
+            if group.is_some() && group.as_deref() != self.source.group.as_deref() {
+                let held = Held { laneless: true, ..self.hold_alone(item)? };
+                self.ack(&held);
+                return None;
+            }
+        }
         let (mut due, mut noted) = (None, 1);
         if self.copies.is_some() {
             let size = message.size();

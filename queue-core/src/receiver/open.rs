@@ -10,7 +10,7 @@ use super::Receiver;
 use crate::address::{Address, AddressKind, Source, Start};
 use crate::broker::{ConsumerOptions, Options, ProducerOptions};
 use crate::capability::{DeliveryCount, Ordering, RetryVia};
-use crate::client::Client;
+use crate::client::{Client, ClientInner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inbox::Inbox;
 use crate::outbox::{Outbox, Owned};
@@ -196,7 +196,8 @@ impl IntoFuture for ReceiverBuilder {
     }
 }
 
-fn checked(config: &ReceiverConfig) -> Result<()> {
+/// Refuses what no receiver can be opened with.
+pub(crate) fn checked(config: &ReceiverConfig) -> Result<()> {
     let bad = |option: &'static str, why: &'static str| {
         Err(Error::new(ErrorKind::InvalidConfig, why).with_context("option", option))
     };
@@ -225,15 +226,7 @@ impl ReceiverBuilder {
         let inner = client.inner();
         inner.check_open()?;
         checked(&config)?;
-        let mut source = Source::new(from);
-        source.start = config.start;
-        if let Some(group) = &config.group {
-            if !source.address.is_topic() {
-                let why = "a group belongs to a topic; receivers of a queue compete already";
-                return Err(Error::new(ErrorKind::InvalidInput, why).with_context("address", &source.address));
-            }
-            source = source.with_group(group)?;
-        }
+        let source = source_of(from, &config)?;
         inner.register_name(&source.address)?;
         let capabilities = inner.broker.capabilities();
         if source.queue_name().is_none() && !capabilities.anonymous_subscribers {
@@ -274,27 +267,21 @@ impl ReceiverBuilder {
         if let Some(why) = why {
             return Err(Error::unsupported(why).with_context("source", source));
         }
-        let copier = async |to: Address| -> Result<Owned> {
-            let config = SenderConfig::default();
-            let producer = {
-                let options = ProducerOptions { events: inner.events.clone(), ..Default::default() };
-                inner.broker.producer(&to, &options).await?
-            };
-            Ok(Owned(Outbox::start(to, producer, config, true, inner.events.clone())))
-        };
         let dead_letters = match dead_letter {
-            Some(address) => Some(copier(address).await?),
+            Some(address) => Some(copier(inner, address).await?),
             None => None,
         };
         // One that kills its process is told from its neighbours by copies; see the inbox.
         let counts_all = able.delivery_count == DeliveryCount::Receives && able.ordering == Ordering::None;
         let copies = match (able.retry_via, source.queue_name()) {
-            (RetryVia::Copy, Some(queue)) => Some(copier(Address::derived(AddressKind::Queue, &queue)).await?),
+            (RetryVia::Copy, Some(queue)) => Some(copier(inner, Address::derived(AddressKind::Queue, &queue)).await?),
             (RetryVia::Broker, Some(queue)) if counts_all => {
-                Some(copier(Address::derived(AddressKind::Queue, &queue)).await?)
+                Some(copier(inner, Address::derived(AddressKind::Queue, &queue)).await?)
             }
             // Each copy names its tier.
-            (RetryVia::InPlace, _) if !consumer.retry_tiers().is_empty() => Some(copier(source.address.clone()).await?),
+            (RetryVia::InPlace, _) if !consumer.retry_tiers().is_empty() => {
+                Some(copier(inner, source.address.clone()).await?)
+            }
             _ => None,
         };
         let inbox = Inbox::start(consumer, source, config, inner.clone(), dead_letters, copies);
@@ -303,8 +290,27 @@ impl ReceiverBuilder {
     }
 }
 
+/// What a receiver with these options reads.
+pub(crate) fn source_of(from: Address, config: &ReceiverConfig) -> Result<Source> {
+    let mut source = Source::new(from);
+    source.start = config.start;
+    let Some(group) = &config.group else { return Ok(source) };
+    if !source.address.is_topic() {
+        let why = "a group belongs to a topic; receivers of a queue compete already";
+        return Err(Error::new(ErrorKind::InvalidInput, why).with_context("address", &source.address));
+    }
+    source.with_group(group)
+}
+
+/// Sends copies that the library makes.
+pub(crate) async fn copier(client: &ClientInner, to: Address) -> Result<Owned> {
+    let options = ProducerOptions { events: client.events.clone(), ..Default::default() };
+    let producer = client.broker.producer(&to, &options).await?;
+    Ok(Owned(Outbox::start(to, producer, SenderConfig::default(), true, client.events.clone())))
+}
+
 /// Where dead letters of the source go; `None`: they are thrown away.
-fn dead_letter_of(source: &Source, config: &ReceiverConfig) -> Result<Option<Address>> {
+pub(crate) fn dead_letter_of(source: &Source, config: &ReceiverConfig) -> Result<Option<Address>> {
     match config.dead_letter.as_deref() {
         Some(DISCARD) => Ok(None),
         Some(address) => {

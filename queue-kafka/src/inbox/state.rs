@@ -1,6 +1,6 @@
 //! What is known of each partition, and who waits for what.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Waker;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::buffer::Buffer;
 use super::turn::Turns;
 use super::{Jump, Mark, Place, parts, size, token};
-use crate::offsets::{Delivery, MAX_NOTE, Watermark};
+use crate::offsets::{Delivery, MARK, MAX_NOTE, Watermark};
 
 /// Numbers every assignment of a partition in this process, so that no token fits two of them.
 static EPOCHS: AtomicU32 = AtomicU32::new(1);
@@ -55,7 +55,8 @@ impl Slot {
         let offset = self.marks.position()?;
         // Where there is no room for what must be noted, the position that the broker has, with its note, stays.
         let must = self.marks.must_note(MAX_NOTE)?;
-        Some(Mark { partition, offset, note: self.marks.note(), must, epoch: self.epoch, version: self.version })
+        let (note, cut_off) = self.marks.note_and_rest();
+        Some(Mark { partition, offset, note, cut_off, must, epoch: self.epoch, version: self.version })
     }
 }
 
@@ -96,11 +97,25 @@ pub(super) struct State {
     pub(super) turns: Turns,
     /// The broker refused notes beside the positions.
     pub(super) no_notes: bool,
+    /// Partitions of which not all that is acknowledged stands in what was committed last.
+    pub(super) cut_off: BTreeSet<i32>,
 }
 
 impl State {
     pub(super) fn slot(&mut self, partition: i32, epoch: u32) -> Option<&mut Slot> {
         self.slots.get_mut(&partition).filter(|s| s.epoch == epoch)
+    }
+
+    /// Notes what stands in positions that were committed.
+    pub(super) fn stands(&mut self, marks: &[Mark]) {
+        for mark in marks {
+            let done = mark.note.split(';').next().unwrap_or_default();
+            if mark.cut_off || (self.no_notes && done != mark.must && done != MARK) {
+                self.cut_off.insert(mark.partition);
+            } else {
+                self.cut_off.remove(&mark.partition);
+            }
+        }
     }
 
     pub(super) fn answered(&mut self, size: u32) {

@@ -81,6 +81,31 @@ fn an_answer_to_a_commit_of_a_partition_that_went_says_nothing() {
 }
 
 #[test]
+fn acknowledgements_for_which_a_commit_has_no_room_are_told() {
+    const COUNT: i64 = 3000;
+    let limits = Limits { prefetch: 4000, prefetch_bytes: 1 << 20, max_ahead: 4000, commits: true, guard: false };
+    let inbox = Inbox::new("orders", limits);
+    inbox.assigned([(0, None), (1, None)].into_iter());
+    push(&inbox, 0, 0..COUNT);
+    let tokens = take(&inbox, usize::try_from(COUNT).unwrap());
+    // Every other one, so that each is a run of its own.
+    inbox.answer(tokens.iter().copied().skip(1).step_by(2).take(900), true);
+    inbox.committed(&inbox.due(), Ok(()));
+    assert!(inbox.cut_off().is_none());
+    inbox.answer(tokens.iter().copied().skip(1801).step_by(2), true);
+    let due = inbox.due();
+    inbox.committed(&due, Err(Error::new(ErrorKind::Timeout, "no answer")));
+    assert!(inbox.cut_off().is_none());
+    inbox.committed(&due, Ok(()));
+    let error = inbox.cut_off().expect("it is too much");
+    assert_eq!((error.kind(), error.context("partition")), (ErrorKind::TooLarge, Some("0")));
+    // The rest is one run.
+    inbox.answer(tokens.iter().copied().step_by(2), true);
+    inbox.committed(&inbox.due(), Ok(()));
+    assert!(inbox.cut_off().is_none());
+}
+
+#[test]
 fn a_guarded_message_is_handed_out_when_its_delivery_is_committed() {
     let inbox =
         Inbox::new("orders", Limits { prefetch: 4, prefetch_bytes: 1000, max_ahead: 8, commits: true, guard: true });

@@ -126,8 +126,8 @@ impl State {
                 Error::new(ErrorKind::TooLarge, why).with_retryable(true).with_context("partition", partition)
             })?;
             let offset = marks.position().ok_or_else(lost)?;
-            let note = if self.no_notes { must.clone() } else { marks.note() };
-            result.push(Mark { partition, offset, note, must, epoch: slot.epoch, version: slot.version });
+            let (note, cut_off) = if self.no_notes { (must.clone(), false) } else { marks.note_and_rest() };
+            result.push(Mark { partition, offset, note, cut_off, must, epoch: slot.epoch, version: slot.version });
         }
         Ok(Holder { places, marks: result, doubt: None })
     }
