@@ -58,7 +58,7 @@ impl Backoff {
     #[must_use]
     pub fn jitter(mut self, share: f64) -> Self {
         // What is no number is none.
-        self.jitter = share.max(0.0).min(1.0);
+        self.jitter = if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) };
         self
     }
 
