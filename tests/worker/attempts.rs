@@ -28,10 +28,17 @@ pub(crate) fn exact(place: Arc<Place>) -> Outcome {
             let receiver = client.receiver(&*queue).max_deliveries(4).backoff(BACKOFF, BACKOFF).lease(LEASE).await?;
             let worker = Worker::new(receiver);
             let (control, counted) = (worker.control(), calls.clone());
+            let ending = control.clone();
             let served = tokio::spawn(worker.serve(move |job: Job| {
                 let call = counted.fetch_add(1, Ordering::SeqCst) + 1;
+                let ending = ending.clone();
                 async move {
                     assert_eq!((job.attempt(), job.is_last_attempt()), (call, call == 4));
+                    if call == 2 {
+                        // What fails while its worker ends has failed all the same.
+                        ending.stop();
+                        sleep(Duration::from_millis(100)).await;
+                    }
                     Err(Failure::temporary("as the test wants it"))
                 }
             }));

@@ -14,6 +14,8 @@ use crate::Outcome;
 use crate::place::{Place, full, run, until};
 
 const KEYS: usize = 1000;
+/// Rates are measured so often at most.
+const TRIES: usize = 3;
 const HANDLER: Duration = Duration::from_millis(5);
 
 /// One message in ten fails once.
@@ -100,13 +102,19 @@ pub(crate) fn faster(place: Arc<Place>) -> Outcome {
     run(async move {
         let client = place.client().await?;
         let messages = 2000;
-        let one = rate(&client, &place.queue("one"), 1, HANDLER, messages / 5).await?;
-        let many = rate(&client, &place.queue("many"), 64, HANDLER, messages).await?;
-        let empty = rate(&client, &place.queue("empty"), 64, Duration::ZERO, messages).await?;
-        eprintln!("{}: {one:.0}/s by one handler of 5 ms, {many:.0}/s by 64, {empty:.0}/s by empty ones", place.name);
-        let is_bound = matches!(place.name, "memory" | "kafka");
-        let enough = many >= 20.0 * one || (!is_bound && many >= 0.8 * empty);
-        assert!(enough, "{many:.0}/s by 64 handlers, {one:.0}/s by one, {empty:.0}/s by empty ones");
-        Ok(())
+        let mut told = String::new();
+        // The machine may be busy with something else.
+        for _ in 0..TRIES {
+            let one = rate(&client, &place.queue("one"), 1, HANDLER, messages / 5).await?;
+            let many = rate(&client, &place.queue("many"), 64, HANDLER, messages).await?;
+            let empty = rate(&client, &place.queue("empty"), 64, Duration::ZERO, messages).await?;
+            told = format!("{one:.0}/s by one handler of 5 ms, {many:.0}/s by 64, {empty:.0}/s by empty ones");
+            eprintln!("{}: {told}", place.name);
+            let is_bound = matches!(place.name, "memory" | "kafka");
+            if many >= 20.0 * one || (!is_bound && many >= 0.8 * empty) {
+                return Ok(());
+            }
+        }
+        Err(told.into())
     })
 }
