@@ -127,6 +127,12 @@ impl Ticket {
         self.answer(|inbox, held| inbox.release(held))
     }
 
+    /// The message comes again to this receiver after this delay, as the attempt that it is: what it needs is away. Until then
+    /// it is leased and holds its key; a receiver that stops gives it back.
+    pub fn postpone(self, delay: Duration) -> Answered {
+        self.answer(|inbox, held| inbox.postpone(held, delay))
+    }
+
     /// As [`ack`](Self::ack), and waits until the broker has it as far as the protocol can tell.
     ///
     /// # Errors
@@ -262,6 +268,9 @@ impl Delivery {
         /// Gives the message back for another receiver, at once, and not counted as an attempt where the broker can
         /// tell.
         release();
+        /// The message comes again to this receiver after this delay, as the attempt that it is: what it needs is away.
+        /// Until then it is leased and holds its key; a receiver that stops gives it back.
+        postpone(delay: Duration);
     }
 
     /// As [`retry`](Self::retry), after this delay at the earliest if one is given; in the last attempt the dead letter

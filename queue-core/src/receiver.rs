@@ -207,6 +207,18 @@ impl Receiver {
         self.inbox.flush().await
     }
 
+    /// Gives back what was fetched and not handed out, for other receivers; how many. To be used while paused: what is
+    /// fetched later is buffered again. On Kafka the broker hands it to nobody else, and it is handed out later.
+    pub fn give_back(&mut self) -> usize {
+        let Some(run) = self.current.take() else { return 0 };
+        self.inbox.buffered.store(0, Atomic::Release);
+        let count = run.items.len();
+        for (index, item) in (run.next..).zip(run.items) {
+            self.inbox.release(hold(&run.fetch, index, item));
+        }
+        count
+    }
+
     /// Hands out no more and gives back what is buffered; deliveries that are out can still be answered.
     pub async fn stop(&mut self) {
         self.let_go();

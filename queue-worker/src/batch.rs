@@ -7,9 +7,9 @@ use std::time::Duration;
 use queue_core::{Delivery, Error};
 use tokio::time::{Instant, timeout_at};
 
-use crate::failure::Failure;
+use crate::failure::{BoxError, Failure};
 use crate::job::Job;
-use crate::run::{Run, Start};
+use crate::run::{Run, Start, far};
 use crate::task::Work;
 
 /// How many messages a batch handler gets at a time.
@@ -52,20 +52,20 @@ impl HandledBatch for () {
     }
 }
 
-impl<E: Into<Failure> + Send + 'static> HandledBatch for Result<(), E> {
+impl<E: Into<BoxError> + Send + 'static> HandledBatch for Result<(), E> {
     fn into_results(self, count: usize) -> Vec<Result<(), Failure>> {
         match self {
             Ok(()) => ().into_results(count),
-            Err(error) => all(error.into(), count),
+            Err(error) => all(Failure::from_service(error.into()), count),
         }
     }
 }
 
 /// Messages beyond the results are tried again: a handler that forgets some loses none.
-impl<E: Into<Failure> + Send + 'static> HandledBatch for Vec<Result<(), E>> {
+impl<E: Into<BoxError> + Send + 'static> HandledBatch for Vec<Result<(), E>> {
     fn into_results(self, count: usize) -> Vec<Result<(), Failure>> {
         let missing = || Err(Failure::temporary("the handler returned no result for this message of the batch"));
-        let results = self.into_iter().map(|result| result.map_err(Into::into));
+        let results = self.into_iter().map(|result| result.map_err(|error| Failure::from_service(error.into())));
         results.chain(std::iter::repeat_with(missing)).take(count).collect()
     }
 }
@@ -104,7 +104,7 @@ impl<H: BatchHandler> Start for Many<H> {
     async fn start(&mut self, run: &mut Run, first: Delivery) -> Result<(), Error> {
         let (job, work) = Work::take(&run.shared, first);
         let (mut jobs, mut works) = (vec![job], vec![work]);
-        let full = Instant::now() + self.batches.within;
+        let full = far(Instant::now(), self.batches.within);
         let mut ended = Ok(());
         while jobs.len() < self.batches.most {
             match timeout_at(full, run.receiver.next()).await {

@@ -5,12 +5,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::retry::Backoff;
+use crate::run::far;
 
 /// A circuit breaker: after so many failures in a row the worker pauses instead of burning attempts; after the pause one
 /// message tries whether it works again.
 ///
 /// It opens at once at [`Failure::unavailable`](crate::Failure::unavailable), whose message is not to blame. While it is
-/// open, what fails for a time is given back, not counted as an attempt where the broker can tell.
+/// open, what fails for a time is not counted as an attempt, and is tried again after the pause. What was fetched stays with
+/// the worker, leased; the next to try is another one than the last, so that a message of its own fault does not keep the breaker
+/// open while others would be processed.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -45,8 +48,10 @@ enum Stand {
     Closed,
     /// Nothing starts until then.
     Open(Instant),
-    /// One message tries whether it works again.
-    Trying,
+    /// One message tries whether it works again, as soon as there is one.
+    Trying {
+        begun: bool,
+    },
 }
 
 /// What a breaker makes of the next message.
@@ -55,7 +60,7 @@ pub(crate) enum Pass {
     Yes,
     /// Look again at this moment.
     NotBefore(Instant),
-    /// Look again when something ended.
+    /// Look again when the breaker stands otherwise.
     NotNow,
 }
 
@@ -68,54 +73,92 @@ pub(crate) struct Circuit {
     failures: u32,
     /// How often it opened since something succeeded.
     opened: u32,
+    /// How often one tried. What began before says nothing of how things are now.
+    tries: u32,
+}
+
+/// What a failure comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// The message's.
+    Own,
+    /// Not the message's: it is tried again then.
+    None(Instant),
 }
 
 impl Circuit {
     pub(crate) fn new(breaker: Breaker) -> Self {
-        Self { breaker, stand: Stand::Closed, failures: 0, opened: 0 }
+        Self { breaker, stand: Stand::Closed, failures: 0, opened: 0, tries: 0 }
     }
 
-    /// Whether the next message may start; `running` others do.
-    pub(crate) fn pass(&mut self, running: usize) -> Pass {
+    /// Whether the next message may start.
+    pub(crate) fn pass(&mut self) -> Pass {
         match self.stand {
-            Stand::Closed => Pass::Yes,
+            Stand::Closed | Stand::Trying { begun: false } => Pass::Yes,
             Stand::Open(until) if Instant::now() < until => Pass::NotBefore(until),
-            // Those from before say nothing new.
-            Stand::Open(_) | Stand::Trying if running > 0 => Pass::NotNow,
-            Stand::Open(_) | Stand::Trying => {
-                self.stand = Stand::Trying;
+            Stand::Open(_) => {
+                self.stand = Stand::Trying { begun: false };
+                self.tries = self.tries.wrapping_add(1);
                 Pass::Yes
             }
+            Stand::Trying { begun: true } => Pass::NotNow,
         }
     }
 
-    /// Whether it is still open.
-    pub(crate) fn succeeded(&mut self) -> bool {
+    /// A handler starts; its result is told with this number.
+    pub(crate) fn begin(&mut self) -> u32 {
+        if let Stand::Trying { begun } = &mut self.stand {
+            *begun = true;
+        }
+        self.tries
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.stand != Stand::Closed
+    }
+
+    pub(crate) fn succeeded(&mut self, try_number: u32) {
+        if try_number != self.tries {
+            return;
+        }
         self.failures = 0;
-        // A success of one that started before it opened closes nothing.
-        if self.stand == Stand::Trying {
+        if matches!(self.stand, Stand::Trying { .. }) {
             tracing::info!("the breaker closes: a message was processed");
             self.stand = Stand::Closed;
             self.opened = 0;
         }
-        self.stand != Stand::Closed
     }
 
-    /// Something failed for a time. Whether the breaker is open now, so that it is not the message's fault.
-    pub(crate) fn failed(&mut self, unavailable: bool) -> bool {
-        self.failures = self.failures.saturating_add(1);
-        let opens = match self.stand {
-            Stand::Open(_) => return true,
-            Stand::Trying => true,
-            Stand::Closed => unavailable || self.failures >= self.breaker.failures,
-        };
-        if opens {
-            self.opened = self.opened.saturating_add(1);
-            let pause = self.breaker.pause.pause(self.opened);
-            tracing::warn!(failures = self.failures, ?pause, "the breaker opens");
-            self.stand = Stand::Open(Instant::now() + pause);
+    /// A handler ended with neither: it was dropped, or its message is to blame.
+    pub(crate) fn ended(&mut self, try_number: u32) {
+        if try_number == self.tries
+            && let Stand::Trying { begun } = &mut self.stand
+        {
+            // Another one tries.
+            *begun = false;
         }
-        opens
+    }
+
+    /// Something failed for a time.
+    pub(crate) fn failed(&mut self, try_number: u32, unavailable: bool) -> Blame {
+        match self.stand {
+            Stand::Open(until) => return Blame::None(until),
+            // It began before the breaker opened.
+            Stand::Trying { .. } if try_number != self.tries => return Blame::None(Instant::now()),
+            Stand::Trying { .. } => {}
+            Stand::Closed if unavailable || self.failures + 1 >= self.breaker.failures => {}
+            Stand::Closed => {
+                self.failures += 1;
+                return Blame::Own;
+            }
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.opened = self.opened.saturating_add(1);
+        let pause = self.breaker.pause.pause(self.opened);
+        tracing::warn!(failures = self.failures, ?pause, "the breaker opens");
+        let until = far(Instant::now(), pause);
+        self.stand = Stand::Open(until);
+        Blame::None(until)
     }
 }
 
@@ -135,36 +178,58 @@ mod tests {
     async fn only_failures_in_a_row_open_it() {
         let mut circuit = circuit(3);
         for _ in 0..10 {
-            assert!(!circuit.failed(false));
-            assert!(!circuit.failed(false));
-            assert!(!circuit.succeeded());
+            assert_eq!(circuit.failed(0, false), Blame::Own);
+            assert_eq!(circuit.failed(0, false), Blame::Own);
+            circuit.succeeded(0);
         }
-        assert!(!circuit.failed(false));
-        assert!(!circuit.failed(false));
-        assert!(circuit.failed(false));
-        assert!(matches!(circuit.pass(0), Pass::NotBefore(_)));
+        assert_eq!(circuit.failed(0, false), Blame::Own);
+        assert_eq!(circuit.failed(0, false), Blame::Own);
+        assert!(!circuit.is_open());
+        assert!(matches!(circuit.failed(0, false), Blame::None(_)));
+        assert!(circuit.is_open());
+        assert!(matches!(circuit.pass(), Pass::NotBefore(_)));
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_message_tries_when_the_others_are_through() {
+    async fn one_message_tries_and_those_from_before_say_nothing() {
         let mut circuit = circuit(3);
-        assert!(circuit.failed(true));
-        // Says nothing of how things are now.
-        assert!(circuit.succeeded());
+        let old = circuit.begin();
+        assert!(matches!(circuit.failed(old, true), Blame::None(_)));
+        circuit.succeeded(old);
+        assert!(circuit.is_open(), "a success from before closes nothing");
         advance(SECOND).await;
-        assert_eq!(circuit.pass(2), Pass::NotNow);
-        assert_eq!(circuit.pass(0), Pass::Yes);
-        assert_eq!(circuit.pass(1), Pass::NotNow);
-        assert!(circuit.failed(false));
+        // Until there is a message.
+        assert_eq!(circuit.pass(), Pass::Yes);
+        assert_eq!(circuit.pass(), Pass::Yes);
+        let trial = circuit.begin();
+        assert_eq!(circuit.pass(), Pass::NotNow);
+        circuit.succeeded(old);
+        assert!(matches!(circuit.failed(old, true), Blame::None(_)));
+        assert_eq!(circuit.pass(), Pass::NotNow, "nor does a result from before");
+        assert!(matches!(circuit.failed(trial, true), Blame::None(_)));
         advance(SECOND).await;
-        assert!(matches!(circuit.pass(0), Pass::NotBefore(_)), "the pause doubles");
+        assert!(matches!(circuit.pass(), Pass::NotBefore(_)), "the pause doubles");
         advance(SECOND).await;
-        assert_eq!(circuit.pass(0), Pass::Yes);
-        assert!(!circuit.succeeded());
-        assert_eq!(circuit.pass(1), Pass::Yes);
+        assert_eq!(circuit.pass(), Pass::Yes);
+        let trial = circuit.begin();
+        circuit.succeeded(trial);
+        assert_eq!(circuit.pass(), Pass::Yes);
+        assert!(!circuit.is_open());
         // It begins anew.
-        assert!(circuit.failed(true));
+        assert!(matches!(circuit.failed(trial, true), Blame::None(_)));
         advance(SECOND).await;
-        assert_eq!(circuit.pass(0), Pass::Yes);
+        assert_eq!(circuit.pass(), Pass::Yes);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_trial_that_is_dropped_leaves_the_try_to_another() {
+        let mut circuit = circuit(1);
+        assert!(matches!(circuit.failed(0, false), Blame::None(_)));
+        advance(SECOND).await;
+        assert_eq!(circuit.pass(), Pass::Yes);
+        let trial = circuit.begin();
+        assert_eq!(circuit.pass(), Pass::NotNow);
+        circuit.ended(trial);
+        assert_eq!(circuit.pass(), Pass::Yes);
     }
 }

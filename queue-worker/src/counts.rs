@@ -31,8 +31,11 @@ counts! {
     failed,
     /// Messages that a failure made dead letters.
     dead_lettered,
-    /// Messages given back: not worked on, not finished by the end of the drain, or what they need was away.
+    /// Messages given back: not worked on, or not finished by the end of the drain.
     released,
+    /// Messages that wait for what they need, not counted as attempts: their handlers said that it is away, or failed while the
+    /// breaker was open. Each time is counted.
+    postponed,
     /// Answers that came too late: the message was no longer ours, and comes again.
     lost,
     /// Handlers that panicked.
@@ -44,6 +47,10 @@ pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
     pub(crate) fn add(&self) {
-        self.0.fetch_add(1, Relaxed);
+        self.add_all(1);
+    }
+
+    pub(crate) fn add_all(&self, count: usize) {
+        self.0.fetch_add(count as u64, Relaxed);
     }
 }

@@ -86,12 +86,21 @@ impl Failure {
         self.error
     }
 
-    /// What came out of a service: its own failure, or another error, which is temporary.
+    /// What came out of a service: its own failure, perhaps in an error that a layer put around it, or another error, which
+    /// is temporary.
     pub(crate) fn from_service(error: BoxError) -> Self {
-        match error.downcast::<Marked>() {
-            Ok(marked) => marked.0,
-            Err(error) => Self::temporary(error),
+        let error = match error.downcast::<Marked>() {
+            Ok(marked) => return marked.0,
+            Err(error) => error,
+        };
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            if let Some(marked) = inner.downcast_ref::<Marked>() {
+                return Self { kind: marked.0.kind, error };
+            }
+            cause = inner.source();
         }
+        Self::temporary(error)
     }
 
     pub(crate) fn panicked(panic: &(dyn std::any::Any + Send)) -> Self {

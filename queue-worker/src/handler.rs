@@ -28,9 +28,10 @@ impl Handled for () {
     }
 }
 
-impl<E: Into<Failure>> Handled for Result<(), E> {
+/// Any error that can be boxed: one of your own, [`Failure`], `anyhow::Error`, a boxed error, a text.
+impl<E: Into<BoxError>> Handled for Result<(), E> {
     fn into_result(self) -> Result<(), Failure> {
-        self.map_err(Into::into)
+        self.map_err(|error| Failure::from_service(error.into()))
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Adaptive {
 
 /// Slow is so many times the best.
 const SLOW: f64 = 1.5;
+/// So many failures are too many: more than one handler in five.
+const MOST_FAILED: usize = 5;
 /// Every so many rounds half as many handlers tell what their best is.
 const PROBE: u32 = 64;
 
@@ -37,10 +39,10 @@ impl Adaptive {
 pub(crate) struct Limit {
     bounds: Adaptive,
     limit: usize,
-    /// Handlers of this round, their time in all, and whether one failed for a time.
+    /// Handlers of this round, the time of those that succeeded, and how many failed for a time.
     ended: usize,
     time: Duration,
-    failed: bool,
+    failed: usize,
     /// Whether the limit was reached in this round.
     full: bool,
     /// Seconds of a handler at its best.
@@ -57,7 +59,7 @@ impl Limit {
             limit: bounds.min,
             ended: 0,
             time: Duration::ZERO,
-            failed: false,
+            failed: 0,
             full: false,
             best: f64::INFINITY,
             rounds: 0,
@@ -68,21 +70,29 @@ impl Limit {
     /// A handler ended; `running` counts it. The new limit at the end of a round.
     pub(crate) fn ended(&mut self, took: Duration, failed: bool, running: usize) -> Option<usize> {
         self.ended += 1;
-        self.time = self.time.saturating_add(took);
-        self.failed |= failed;
+        if failed {
+            self.failed += 1;
+        } else {
+            self.time = self.time.saturating_add(took);
+        }
         self.full |= running >= self.limit;
         if self.ended < self.limit {
             return None;
         }
         #[allow(clippy::cast_precision_loss, reason = "a count of handlers at a time")]
-        let mean = self.time.as_secs_f64() / self.ended as f64;
+        let mean = match self.ended - self.failed {
+            0 => None,
+            succeeded => Some(self.time.as_secs_f64() / succeeded as f64),
+        };
         self.limit = self.next(mean).clamp(self.bounds.min, self.bounds.max);
-        (self.ended, self.time, self.failed, self.full) = (0, Duration::ZERO, false, false);
+        (self.ended, self.time, self.failed, self.full) = (0, Duration::ZERO, 0, false);
         Some(self.limit)
     }
 
-    fn next(&mut self, mean: f64) -> usize {
+    fn next(&mut self, mean: Option<f64>) -> usize {
         self.rounds += 1;
+        // Failures come sooner or later than successes, and tell nothing of the time.
+        let mean = mean.unwrap_or(self.best);
         if let Some(before) = self.before.take() {
             self.best = mean;
             return before;
@@ -92,7 +102,7 @@ impl Limit {
             self.before = Some(self.limit);
             return self.limit / 2;
         }
-        if self.failed || mean > self.best * SLOW {
+        if self.failed * MOST_FAILED > self.ended || mean > self.best * SLOW {
             // A fifth less, and one at least.
             return (self.limit * 4 / 5).min(self.limit - 1);
         }

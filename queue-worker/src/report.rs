@@ -42,6 +42,7 @@ impl Report {
         self.counts.failed += counts.failed;
         self.counts.dead_lettered += counts.dead_lettered;
         self.counts.released += counts.released;
+        self.counts.postponed += counts.postponed;
         self.counts.lost += counts.lost;
         self.counts.panicked += counts.panicked;
     }

@@ -44,6 +44,9 @@ pub struct Backoff {
     jitter: f64,
 }
 
+/// Longer is never waited.
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 impl Backoff {
     /// From `min` after the first attempt to `max`. Half of each pause is left to chance.
     #[must_use]
@@ -54,12 +57,13 @@ impl Backoff {
     /// The share of a pause that is left to chance: 0 is none, 1 is all of it. Default: 0.5.
     #[must_use]
     pub fn jitter(mut self, share: f64) -> Self {
-        self.jitter = share.clamp(0.0, 1.0);
+        // What is no number is none.
+        self.jitter = share.max(0.0).min(1.0);
         self
     }
 
     pub(crate) fn pause(&self, attempt: u32) -> Duration {
-        let whole = self.min.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.max);
+        let whole = self.min.saturating_mul(1 << attempt.saturating_sub(1).min(20)).min(self.max).min(LONGEST);
         whole.mul_f64(1.0 - self.jitter * fastrand::f64())
     }
 }
@@ -90,6 +94,8 @@ mod tests {
         let pauses: Vec<_> = (1..=6).map(|attempt| backoff.pause(attempt).as_secs()).collect();
         assert_eq!(pauses, [1, 2, 4, 8, 10, 10]);
         assert_eq!(backoff.pause(u32::MAX).as_secs(), 10);
+        let endless = Backoff::new(Duration::MAX, Duration::MAX).jitter(f64::NAN);
+        assert_eq!(endless.pause(3), LONGEST);
         for _ in 0..100 {
             let pause = backoff.jitter(0.5).pause(3);
             assert!((Duration::from_secs(2)..=Duration::from_secs(4)).contains(&pause), "{pause:?}");

@@ -11,11 +11,11 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use queue_core::{Delivery, Error, ErrorKind, Receiver};
 use tokio::sync::watch;
+use tokio::task::coop::consume_budget;
 use tokio::task::{AbortHandle, JoinHandle, spawn};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tower_service::Service;
 
-use crate::breaker::Pass;
 use crate::control::Wish;
 use crate::failure::{BoxError, Failure};
 use crate::job::Job;
@@ -29,6 +29,11 @@ const FLUSH: Duration = Duration::from_secs(5);
 const DROP: Duration = Duration::from_secs(1);
 /// Handlers that ended are taken out when there are as many, or twice as many as run.
 const SWEEP: usize = 128;
+
+/// A moment after another; one that lies beyond all clocks is thirty years away.
+pub(crate) fn far(from: Instant, after: Duration) -> Instant {
+    from.checked_add(after).unwrap_or_else(|| from + Duration::from_secs(30 * 365 * 86_400))
+}
 
 /// Starts handlers.
 pub(crate) trait Start {
@@ -80,10 +85,14 @@ impl Run {
     async fn work(&mut self, start: &mut impl Start) -> Option<Error> {
         loop {
             self.room().await;
-            let next = self.receiver.next().await;
-            self.resumed().await;
-            match next {
+            match self.receiver.next().await {
+                // It came for a handler that may not start now.
+                Some(Ok(delivery)) if *self.wish.borrow() != Wish::Run => {
+                    self.shared.state.counters.released.add();
+                    delivery.release();
+                }
                 Some(Ok(delivery)) => {
+                    self.shared.passed().await;
                     if let Err(error) = start.start(self, delivery).await {
                         return Some(error);
                     }
@@ -98,30 +107,14 @@ impl Run {
     async fn room(&mut self) {
         loop {
             poll_fn(|cx| self.shared.state.slots.poll_free(cx)).await;
-            self.resumed().await;
-            let Some(circuit) = &self.shared.circuit else { return };
-            let pass = circuit.lock().pass(self.shared.state.slots.running());
-            match pass {
-                Pass::Yes => return,
-                Pass::NotBefore(at) => {
-                    // Others may have what they need.
-                    self.receiver.pause();
-                    sleep_until(at).await;
-                    if *self.wish.borrow() == Wish::Run {
-                        self.receiver.resume();
-                    }
-                }
-                Pass::NotNow => poll_fn(|cx| self.shared.state.slots.poll_idle(cx)).await,
+            if *self.wish.borrow_and_update() == Wish::Run {
+                return self.shared.passed().await;
             }
-        }
-    }
-
-    /// Waits while the worker is paused.
-    async fn resumed(&mut self) {
-        while self.wish.has_changed().unwrap_or(false) && *self.wish.borrow_and_update() == Wish::Pause {
-            // The sender is ours, so that it is never gone.
+            // Others can have it meanwhile.
+            let given_back = self.receiver.give_back();
+            self.shared.state.counters.released.add_all(given_back);
+            // The sender is ours, so that it is never gone. After a stop nothing changes any more.
             let _ = self.wish.changed().await;
-            self.wish.mark_changed();
         }
     }
 
@@ -140,23 +133,33 @@ impl Run {
             Ok(future) => future,
             Err(panic) => return finish(Err(self.shared.panicked(&*panic))),
         };
-        let place = Place::take(&self.shared);
         let deadline = self.shared.deadline;
+        // Dropped in this order: a message is answered, or given back, before its place is.
+        let ends = (finish, Place::take(&self.shared));
         let task = async move {
-            let began = place.began();
+            let began = ends.1.began();
             // What is left of the handler is gone before its message is answered.
-            let result = {
-                let mut future = pin!(AssertUnwindSafe(future).catch_unwind());
-                match deadline {
-                    None => place.result(future.await),
-                    Some(deadline) => match timeout(deadline, &mut future).await {
-                        Ok(result) => place.result(result),
-                        Err(_) => Err(Failure::temporary(format!("the handler took longer than {deadline:?}"))),
-                    },
-                }
+            let mut future = pin!(Some(AssertUnwindSafe(future).catch_unwind()));
+            let ended = poll_fn(|cx| match future.as_mut().as_pin_mut() {
+                Some(future) => future.poll(cx),
+                None => Poll::Pending,
+            });
+            let mut result = match deadline {
+                None => ends.1.result(ended.await),
+                Some(deadline) => match timeout(deadline, ended).await {
+                    Ok(result) => ends.1.result(result),
+                    Err(_) => Err(Failure::temporary(format!("the handler took longer than {deadline:?}"))),
+                },
             };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
+                result = Err(ends.1.panicked(&*panic));
+            }
+            let (finish, place) = ends;
             place.ended(began, &result);
-            finish(result);
+            // A policy may panic, or what the handler returned; the message counts as dropped then.
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| finish(result))) {
+                place.panicked(&*panic);
+            }
             drop(place);
         };
         if !self.light.is_tried() {
@@ -166,6 +169,8 @@ impl Run {
         let began = std::time::Instant::now();
         if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
             self.light.ended(began.elapsed());
+            // A queue that is never empty lets other tasks run too.
+            consume_budget().await;
         } else {
             self.light.waits();
             self.spawned(spawn(task));
@@ -181,9 +186,9 @@ impl Run {
     }
 
     async fn end(mut self, mut report: Report) -> Report {
-        let drained = Instant::now() + self.drain;
+        let drained = far(Instant::now(), self.drain);
         // Gives back what is buffered, so that others can have it while handlers end.
-        let stopped = timeout_at(drained + FLUSH, self.receiver.stop()).await;
+        let stopped = timeout_at(far(drained, FLUSH), self.receiver.stop()).await;
         let idle = || poll_fn(|cx| self.shared.state.slots.poll_idle(cx));
         if timeout_at(drained, idle()).await.is_err() {
             tracing::warn!(
@@ -213,10 +218,15 @@ where
 {
     async fn start(&mut self, run: &mut Run, delivery: Delivery) -> Result<(), Error> {
         let (job, work) = Work::take(&run.shared, delivery);
-        if let Err(error) = poll_fn(|cx| self.0.poll_ready(cx)).await {
+        let ready = poll_fn(|cx| self.0.poll_ready(cx).map_err(Into::into));
+        let over = match AssertUnwindSafe(ready).catch_unwind().await {
+            Ok(ready) => ready.err(),
+            Err(panic) => Some(run.shared.panicked(&*panic).into_error()),
+        };
+        if let Some(error) = over {
             return Err(Error::new(ErrorKind::Internal, "the handler takes no more messages")
                 .with_operation("work")
-                .with_source(error.into()));
+                .with_source(error));
         }
         run.run(|| self.0.call(job), move |result| work.finish(result)).await;
         Ok(())

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use queue_core::{Answered, Delivery, Ticket};
-use tokio::time::Instant;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
 
-use crate::breaker::Circuit;
+use crate::breaker::{Blame, Circuit, Pass};
 use crate::control::State;
 use crate::failure::{BoxError, Failure, FailureKind};
 use crate::job::Job;
@@ -22,10 +23,38 @@ pub(crate) struct Shared {
     pub(crate) retry: Box<dyn RetryPolicy>,
     pub(crate) deadline: Option<Duration>,
     pub(crate) circuit: Option<Mutex<Circuit>>,
+    /// The breaker may stand otherwise.
+    pub(crate) circuit_moved: Notify,
     pub(crate) adaptive: Option<Mutex<Limit>>,
 }
 
+/// How long a message waits whose handler says that something is away, without a breaker.
+const AWAY: Duration = Duration::from_secs(1);
+
 impl Shared {
+    /// Tells the breaker, if there is one.
+    fn tell<T>(&self, what: impl FnOnce(&mut Circuit) -> T) -> Option<T> {
+        let mut circuit = self.circuit.as_ref()?.lock();
+        let told = what(&mut circuit);
+        self.state.is_open.store(circuit.is_open(), Ordering::Relaxed);
+        drop(circuit);
+        self.circuit_moved.notify_one();
+        Some(told)
+    }
+
+    /// Waits until the breaker lets a message through.
+    pub(crate) async fn passed(&self) {
+        let Some(circuit) = &self.circuit else { return };
+        loop {
+            let pass = circuit.lock().pass();
+            match pass {
+                Pass::Yes => return,
+                Pass::NotBefore(at) => sleep_until(at).await,
+                Pass::NotNow => self.circuit_moved.notified().await,
+            }
+        }
+    }
+
     pub(crate) fn panicked(&self, panic: &(dyn Any + Send)) -> Failure {
         self.state.counters.panicked.add();
         let failure = Failure::panicked(panic);
@@ -49,6 +78,10 @@ impl Place {
             Ok(result) => result.map_err(|error| Failure::from_service(error.into())),
             Err(panic) => Err(self.0.panicked(&*panic)),
         }
+    }
+
+    pub(crate) fn panicked(&self, panic: &(dyn Any + Send)) -> Failure {
+        self.0.panicked(panic)
     }
 
     /// When the handler began, if somebody wants to know.
@@ -79,13 +112,16 @@ pub(crate) struct Work {
     ticket: Option<Ticket>,
     attempt: u32,
     is_last_attempt: bool,
+    /// Of the breaker.
+    try_number: u32,
 }
 
 impl Work {
     pub(crate) fn take(shared: &Arc<Shared>, delivery: Delivery) -> (Job, Self) {
         let (job, ticket) = Job::take(delivery);
         let (attempt, is_last_attempt) = (job.attempt(), job.is_last_attempt());
-        (job, Self { shared: shared.clone(), ticket: Some(ticket), attempt, is_last_attempt })
+        let try_number = shared.circuit.as_ref().map_or(0, |circuit| circuit.lock().begin());
+        (job, Self { shared: shared.clone(), ticket: Some(ticket), attempt, is_last_attempt, try_number })
     }
 
     /// Answers by the handler's result.
@@ -94,9 +130,7 @@ impl Work {
         let counters = &self.shared.state.counters;
         let answered = match result {
             Ok(()) => {
-                if let Some(circuit) = &self.shared.circuit {
-                    self.shared.state.is_open.store(circuit.lock().succeeded(), Ordering::Relaxed);
-                }
+                self.shared.tell(|circuit| circuit.succeeded(self.try_number));
                 counters.processed.add();
                 ticket.ack()
             }
@@ -114,16 +148,21 @@ impl Work {
         if failure.kind() == FailureKind::Permanent {
             tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed for good");
             counters.dead_lettered.add();
+            self.shared.tell(|circuit| circuit.ended(self.try_number));
             return ticket.reject(failure.into_error());
         }
         tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed");
-        let is_open = self.shared.circuit.as_ref().is_some_and(|circuit| circuit.lock().failed(unavailable));
-        if is_open {
-            self.shared.state.is_open.store(true, Ordering::Relaxed);
-        }
-        if unavailable || is_open {
-            counters.released.add();
-            return ticket.release();
+        let blame = self.shared.tell(|circuit| circuit.failed(self.try_number, unavailable));
+        match blame {
+            Some(Blame::None(until)) => {
+                counters.postponed.add();
+                return ticket.postpone(until.saturating_duration_since(Instant::now()));
+            }
+            None if unavailable => {
+                counters.postponed.add();
+                return ticket.postpone(AWAY);
+            }
+            Some(Blame::Own) | None => {}
         }
         let retry = match failure.kind() {
             FailureKind::RetryAfter(delay) => Retry::After(delay),
@@ -143,8 +182,10 @@ impl Work {
 impl Drop for Work {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            ticket.release();
+            // Before the answer, by which somebody may look.
             self.shared.state.counters.released.add();
+            self.shared.tell(|circuit| circuit.ended(self.try_number));
+            ticket.release();
         }
     }
 }

@@ -8,6 +8,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 use queue_core::Receiver;
+use tokio::sync::Notify;
 use tower_layer::{Identity, Layer, Stack};
 use tower_service::Service;
 
@@ -194,6 +195,7 @@ impl<L> Worker<L> {
             retry: self.retry,
             deadline: self.deadline,
             circuit: self.breaker.map(|breaker| Mutex::new(Circuit::new(breaker))),
+            circuit_moved: Notify::new(),
             adaptive: self.adaptive.map(|adaptive| Mutex::new(Limit::new(adaptive))),
         };
         Run::new(self.receiver, Arc::new(shared), self.drain, self.until)

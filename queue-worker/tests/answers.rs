@@ -9,7 +9,7 @@ use std::time::Duration;
 use common::{Outcome, Running, broker, only, receiver};
 use queue_core::{Message, dead_letter};
 use queue_worker::{
-    Backoff, Batches, Breaker, Failure, IntoHandler, Job, Json, OrFail, Payload, Retry, Router, Worker,
+    Backoff, Batches, BoxError, Breaker, Failure, IntoHandler, Job, Json, OrFail, Payload, Retry, Router, Worker,
 };
 use tokio::time::Instant;
 use tower::limit::ConcurrencyLimit;
@@ -181,9 +181,144 @@ async fn what_is_unavailable_counts_no_attempt() -> Outcome {
             if call < 10 { Err("the database is away").or_unavailable() } else { Ok(()) }
         }
     });
+    let began = Instant::now();
     running.until(|counts| counts.processed == 1).await?;
-    assert_eq!(running.stop().await?.counts.released, 10);
+    // Tried once a second, and not as fast as it comes back.
+    assert!((10..11).contains(&began.elapsed().as_secs()), "{:?}", began.elapsed());
+    assert_eq!(running.stop().await?.counts.postponed, 10);
     Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_something_is_given_back_at_the_end() -> Outcome {
+    let client = broker().await?;
+    client.sender("orders").await?.send("x").await?;
+    let breaker = Breaker::new(1).pause(1000 * SHORT, 1000 * SHORT);
+    let worker = Worker::new(client.receiver("orders").await?).breaker(breaker);
+    let running = Running::start(worker, |_: Job| async { Err::<(), _>("away").or_unavailable() });
+    running.until(|counts| counts.postponed == 1).await?;
+    let report = running.stop().await?;
+    assert!(report.is_clean(), "{report:?}");
+    let delivery = receiver(&client, "orders").await?.receive().await?;
+    assert_eq!(delivery.attempt(), 1);
+    delivery.ack();
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_of_its_own_fault_does_not_keep_a_breaker_open() -> Outcome {
+    let client = broker().await?;
+    client.sender("orders").await?.send_batch(["bad", "bad", "good"]).await?;
+    let breaker = Breaker::new(2).pause(SHORT, SHORT);
+    let receiver = client.receiver("orders").max_deliveries(3).backoff(SHORT, SHORT).await?;
+    let worker = Worker::new(receiver).concurrency(1).breaker(breaker);
+    let running = Running::start(worker, |job: Job| async move {
+        if job.text() == Some("bad") { Err(Failure::temporary("bad")) } else { Ok(()) }
+    });
+    running.until(|counts| counts.processed == 1).await?;
+    client.sender("orders").await?.send_batch((0..20).map(|n| n.to_string())).await?;
+    running.until(|counts| counts.processed == 21).await?;
+    running.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_is_stuck_holds_up_no_try() -> Outcome {
+    let client = broker().await?;
+    client.sender("orders").await?.send_batch(["stuck", "away", "good"]).await?;
+    let worker = Worker::new(client.receiver("orders").await?).concurrency(2).drain(SHORT);
+    let worker = worker.breaker(Breaker::new(1).pause(SHORT, SHORT));
+    let running = Running::start(worker, |job: Job| async move {
+        static AWAY: AtomicU32 = AtomicU32::new(0);
+        match job.text() {
+            Some("stuck") => std::future::pending().await,
+            Some("away") if AWAY.fetch_add(1, Ordering::Relaxed) == 0 => Err("away").or_unavailable(),
+            _ => Ok(()),
+        }
+    });
+    running.until(|counts| counts.processed == 2).await?;
+    assert!(!running.control.is_open());
+    running.stop().await?;
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn any_error_that_can_be_boxed_is_a_failure_and_a_layer_around_it_keeps_its_kind() -> Outcome {
+    #[derive(Debug)]
+    struct Around(BoxError);
+    impl std::fmt::Display for Around {
+        fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("around it")
+        }
+    }
+    impl std::error::Error for Around {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&*self.0)
+        }
+    }
+    let client = broker().await?;
+    client.sender("orders").await?.send_batch(["boxed", "around"]).await?;
+    let worker = Worker::new(client.receiver("orders").max_deliveries(2).backoff(SHORT, SHORT).await?);
+    let running = Running::start(worker, |job: Job| async move {
+        match job.text() {
+            Some("boxed") if job.attempt() == 1 => Err::<(), BoxError>("boxed".into()),
+            Some("boxed") => Ok(()),
+            _ => Err(Around(Failure::permanent("inside").into()).into()),
+        }
+    });
+    running.until(|counts| counts.processed == 1 && counts.dead_lettered == 1).await?;
+    assert_eq!(running.stop().await?.counts.failed, 2);
+    let letter = receiver(&client, "orders-dlq").await?.receive().await?;
+    assert_eq!(text(&letter, dead_letter::REASON), Some("around it"));
+    letter.ack();
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn whatever_panics_takes_no_worker_down() -> Outcome {
+    struct AtDrop;
+    impl Drop for AtDrop {
+        fn drop(&mut self) {
+            panic!("at the drop");
+        }
+    }
+    let client = broker().await?;
+    client.sender("orders").await?.send_batch(["policy", "drop", "good"]).await?;
+    let receiver = client.receiver("orders").max_deliveries(2).backoff(SHORT, SHORT).await?;
+    let policy = |_: u32, failure: &Failure| match failure.to_string().as_str() {
+        "policy" => panic!("in the policy"),
+        _ => Retry::Default,
+    };
+    let worker = Worker::new(receiver).retry(policy).deadline(SHORT);
+    let running = Running::start(worker, |job: Job| async move {
+        match job.text() {
+            Some("policy") => Err(Failure::temporary("policy")),
+            Some("drop") => {
+                let _at_drop = AtDrop;
+                // Past the deadline, when it is dropped.
+                std::future::pending().await
+            }
+            _ => Ok(()),
+        }
+    });
+    running.until(|counts| counts.processed == 1 && counts.panicked == 4).await?;
+    let mut dead = dead_texts(&client).await?;
+    dead.sort();
+    assert_eq!(dead, ["drop", "policy"]);
+    assert!(running.stop().await?.is_clean());
+    Ok(())
+}
+
+/// The texts of two dead letters.
+async fn dead_texts(client: &queue_core::Client) -> Outcome<Vec<String>> {
+    let mut dead = receiver(client, "orders-dlq").await?;
+    let mut texts = Vec::new();
+    for _ in 0..2 {
+        let letter = dead.receive().await?;
+        texts.push(letter.text().unwrap_or_default().to_owned());
+        letter.ack();
+    }
+    Ok(texts)
 }
 
 #[tokio::test(start_paused = true)]

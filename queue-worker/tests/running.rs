@@ -256,9 +256,40 @@ async fn a_paused_worker_starts_nothing() -> Outcome {
     control.pause();
     sleep(10 * SHORT).await;
     assert_eq!(control.counts().processed, 4);
+    // What it had fetched is another's meanwhile.
+    let mut other = receiver(&client, "orders").await?;
+    assert_eq!(other.receive_batch_within(10, SHORT).await?.len(), 6);
     // A paused worker can end.
     assert_eq!(running.stop().await?.counts.released, 6);
     control.resume();
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_keeps_the_order_of_keys() -> Outcome {
+    let client = broker().await?;
+    let sender = client.sender("orders").await?;
+    sender.send_batch((0..20).map(|n| queue_core::Message::new(n.to_string()).key(format!("{}", n % 2)))).await?;
+    let receiver = client.receiver("orders").ordering(queue_core::Ordering::PerKey).await?;
+    let worker = Worker::new(receiver).concurrency(4);
+    let (control, seen) = (worker.control(), Arc::new(parking_lot::Mutex::new(Vec::new())));
+    let noting = seen.clone();
+    let running = Running::start(worker, move |job: Job| {
+        noting.lock().push(job.text().unwrap_or_default().parse::<u32>().unwrap_or_default());
+        sleep(SHORT)
+    });
+    for processed in [3, 7, 11] {
+        running.until(|counts| counts.processed >= processed).await?;
+        control.pause();
+        sleep(5 * SHORT).await;
+        control.resume();
+    }
+    running.until(|counts| counts.processed == 20).await?;
+    running.stop().await?;
+    for key in 0..2 {
+        let of_key: Vec<_> = seen.lock().iter().copied().filter(|n| n % 2 == key).collect();
+        assert_eq!(of_key, (0..10).map(|n| 2 * n + key).collect::<Vec<_>>());
+    }
     Ok(())
 }
 

@@ -209,7 +209,11 @@ impl Inbox {
             }
             (RetryVia::Broker, _) => Answer::Retry(held.token, delay),
             // Where order is kept, a copy would stand behind others of its key.
-            (RetryVia::Copy, Some(_)) | (RetryVia::InPlace, _) => Answer::Release(held.token),
+            (RetryVia::Copy, Some(_)) => Answer::Release(held.token),
+            (RetryVia::InPlace, _) => {
+                self.consumer.note_attempt(held.token, held.attempt + 1);
+                Answer::Release(held.token)
+            }
             (RetryVia::Copy | RetryVia::None, _) => Answer::Retry(held.token, Duration::ZERO),
         };
         let answered = self.settle(answer);

@@ -6,16 +6,18 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep_until};
 
 use super::alone::Alone;
 use super::{Held, Inbox, Run, STOPPED};
 use crate::capability::RetryVia;
-use crate::consumer::{Answer, Received};
+use crate::consumer::{AckToken, Answer, Received};
 use crate::dead_letter::{self, Reason};
+use crate::delivery::Answered;
 use crate::error::{Error, Result};
+use crate::memory::far;
 use crate::message::Message;
 
 impl Inbox {
@@ -223,6 +225,33 @@ impl Inbox {
 
     /// Hands a message out again at its time; keeps its place in its lane and its lease until then.
     pub(super) fn hand_out_at(self: &Arc<Self>, held: Held, due: Instant) {
+        let by_broker = self.capabilities.retry_via == RetryVia::Broker;
+        self.keep_until(due, held, move |token, left| match by_broker {
+            true => Answer::Retry(token, left),
+            false => Answer::Release(token),
+        });
+    }
+
+    /// Hands a message out again later, as the attempt that it is.
+    pub(crate) fn postpone(self: &Arc<Self>, held: Held, delay: Duration) -> Answered {
+        if !self.is_running() {
+            return self.release(held);
+        }
+        if !self.consumer.holds(held.token) {
+            self.finish(&held);
+            return Answered::LeaseLost;
+        }
+        self.keep_until(far(Instant::now(), delay), held, |token, _| Answer::Release(token));
+        Answered::Accepted
+    }
+
+    /// Keeps a message, which is answered so when the receiver stops before its time.
+    fn keep_until(
+        self: &Arc<Self>,
+        due: Instant,
+        held: Held,
+        stopped: impl FnOnce(AckToken, Duration) -> Answer + Send + 'static,
+    ) {
         self.deferred.fetch_add(1, Ordering::AcqRel);
         if self.is_secluded() {
             self.poller.wake();
@@ -235,12 +264,7 @@ impl Inbox {
                 }
                 () = inbox.stopped() => {
                     inbox.deferred.fetch_sub(1, Ordering::AcqRel);
-                    let left = due.saturating_duration_since(Instant::now());
-                    if inbox.capabilities.retry_via == RetryVia::Broker {
-                        inbox.settle(Answer::Retry(held.token, left));
-                    } else {
-                        inbox.settle(Answer::Release(held.token));
-                    }
+                    inbox.settle(stopped(held.token, due.saturating_duration_since(Instant::now())));
                     inbox.finish(&held);
                 }
             }
