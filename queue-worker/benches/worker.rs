@@ -2,7 +2,8 @@
 //!
 //! Each run is a process of its own (this program again), and the two sides alternate, so that noise hits both. Both take
 //! the same messages, which are there before the clock starts, and acknowledge each. The difference of the two is what the
-//! worker costs: a task for each message, a place among the handlers, an answer by the result.
+//! worker costs: a place among the handlers, an answer by the result, and, for handlers that wait (for one turn of the
+//! runtime here), a task for each message. Those that do not wait run in the worker's own.
 //!
 //! | variable | |
 //! | --- | --- |
@@ -25,7 +26,7 @@ use queue_worker::{Job, Worker};
 /// Messages of a batch that is sent.
 const BATCH: usize = 1000;
 /// Handlers at a time.
-const CASES: [&str; 2] = ["64 handlers", "1 handler"];
+const CASES: [&str; 3] = ["64 handlers", "1 handler", "64 handlers that wait"];
 
 fn main() {
     if let Some(run) = Run::from_environment() {
@@ -64,6 +65,7 @@ async fn measure(run: &Run) -> Outcome {
         return meter.end(messages);
     }
     let handlers = if run.case.starts_with("64") { 64 } else { 1 };
+    let waits = run.case.ends_with("wait");
     let worker = Worker::new(receiver).concurrency(handlers);
     let control = worker.control();
     let mut left = messages;
@@ -74,6 +76,9 @@ async fn measure(run: &Run) -> Outcome {
         }
         async move {
             std::hint::black_box(job.payload().len());
+            if waits {
+                tokio::task::yield_now().await;
+            }
         }
     });
     assert_eq!(report.await.counts.processed, messages as u64);

@@ -18,8 +18,8 @@ pub enum FailureKind {
     RetryAfter(Duration),
     /// It is a dead letter at once: no attempt will succeed.
     Permanent,
-    /// What the handler needs is away, which is not the message's fault: it is given back, not counted as an attempt
-    /// where the broker can tell, and the [`Breaker`](crate::Breaker) opens if there is one.
+    /// What the handler needs is away, which is not the message's fault: it is tried again in a second, not counted as an
+    /// attempt; if there is a [`Breaker`](crate::Breaker) it opens, and the message is tried again after its pause.
     Unavailable,
 }
 
@@ -59,7 +59,7 @@ impl Failure {
         Self { kind: FailureKind::Permanent, error: error.into() }
     }
 
-    /// What the handler needs is away: the message is given back, not counted as an attempt where the broker can tell.
+    /// What the handler needs is away: the message is tried again later, not counted as an attempt.
     pub fn unavailable(error: impl Into<BoxError>) -> Self {
         Self { kind: FailureKind::Unavailable, error: error.into() }
     }
