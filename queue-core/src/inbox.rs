@@ -10,10 +10,10 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OnceCell, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::address::Source;
+use crate::address::{Address, Source};
 use crate::broker::CloseReport;
 use crate::capability::{Capabilities, Ordering as Order, RetryVia};
 use crate::client::ClientInner;
@@ -96,6 +96,10 @@ pub(crate) struct Inbox {
     dead_letters: Option<Owned>,
     /// Where retry copies go, for brokers that need them.
     copies: Option<Owned>,
+    /// Where copies go that tell suspects apart, for brokers that need no others.
+    marks_to: Option<Address>,
+    /// Opened for the first of those.
+    marker: OnceCell<Owned>,
     /// Whether its messages stand in the same log as those of other groups, so that one may be put back for one of them.
     shares_log: bool,
     runtime: Handle,
@@ -143,6 +147,7 @@ impl Inbox {
         client: Arc<ClientInner>,
         dead_letters: Option<Owned>,
         copies: Option<Owned>,
+        marks_to: Option<Address>,
     ) -> Arc<Self> {
         let capabilities = consumer.capabilities();
         let leased = capabilities.max_lease.is_some();
@@ -158,6 +163,8 @@ impl Inbox {
             buffered: AtomicUsize::new(0),
             dead_letters,
             copies,
+            marks_to,
+            marker: OnceCell::new(),
             runtime: Handle::current(),
             unanswered: AtomicUsize::new(0),
             unanswered_bytes: AtomicUsize::new(0),
@@ -281,7 +288,7 @@ impl Inbox {
         let buffered = self.buffered.load(Ordering::Acquire);
         report.unanswered = self.unanswered.load(Ordering::Acquire).saturating_sub(buffered);
         report.released += buffered + self.released.swap(0, Ordering::AcqRel);
-        for outbox in [&self.dead_letters, &self.copies].into_iter().flatten() {
+        for outbox in [self.dead_letters.as_ref(), self.copies.as_ref(), self.marker.get()].into_iter().flatten() {
             report.merge(outbox.close(deadline).await);
         }
         report

@@ -4,7 +4,7 @@ use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering as Atomic};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use async_trait::async_trait;
 use aws_sdk_sqs::Client;
@@ -14,6 +14,7 @@ use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, EventKind,
     Events, Health, Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
 };
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -25,6 +26,7 @@ use crate::error::{self, Words};
 use crate::link::Link;
 use crate::producer::{self, SqsProducer};
 use crate::queues::Queues;
+use crate::thread::Thread;
 use crate::topics::{self, Topics};
 use crate::topology::{self, Native};
 
@@ -50,6 +52,8 @@ pub(crate) struct Core {
     /// Every task of every producer and consumer. They end by themselves once their owner is closed or dropped, at the
     /// latest when the poll under way has ended, and a lease or request timeout later.
     tasks: Mutex<JoinSet<()>>,
+    /// Where those of receivers run, from the first on.
+    thread: OnceLock<Thread>,
     opened: Mutex<Vec<Weak<dyn Opened>>>,
 }
 
@@ -72,9 +76,18 @@ impl Core {
     }
 
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_on(&Handle::current(), task);
+    }
+
+    /// On the thread of the receivers.
+    pub(crate) fn spawn_apart(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.spawn_on(&self.thread.get_or_init(Thread::start).handle, task);
+    }
+
+    fn spawn_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {
         let mut tasks = self.tasks.lock();
         while tasks.try_join_next().is_some() {}
-        tasks.spawn(task);
+        tasks.spawn_on(task, runtime);
     }
 
     /// What topics are reached by, where there are any.
@@ -174,6 +187,7 @@ impl SqsBroker {
             topics: topics.map(Arc::new),
             closed: AtomicBool::new(false),
             tasks: Mutex::new(JoinSet::new()),
+            thread: OnceLock::new(),
             opened: Mutex::default(),
         };
         Self { client, core: Arc::new(core) }

@@ -132,8 +132,8 @@ impl SqsConsumer {
         });
         let weak: Weak<Shared> = Arc::downgrade(&shared);
         core.adopt(weak);
-        core.spawn(poll::run(shared.clone()));
-        core.spawn(answers::run(shared.clone()));
+        core.spawn_apart(poll::run(shared.clone()));
+        core.spawn_apart(answers::run(shared.clone()));
         let flush_timeout = 2 * core.config.request_timeout;
         Arc::new(Self { capabilities: Arc::new(capabilities), shared, flush_timeout, _core: core })
     }

@@ -16,7 +16,9 @@ use crate::capability::{DeliveryCount, RetryVia};
 use crate::consumer::{AckToken, Received};
 use crate::dead_letter::{self, Reason};
 use crate::delivery::hold;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind, Result};
+use crate::outbox::Outbox;
+use crate::receiver::copier;
 
 /// How those are told apart that were lost together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,7 @@ impl Inbox {
             _ if self.per_key() => None,
             (DeliveryCount::Losses, RetryVia::InPlace) => Some(Telling::Notes),
             (DeliveryCount::Losses | DeliveryCount::Receives, RetryVia::Copy | RetryVia::Broker) => {
-                self.copies.is_some().then_some(Telling::Copies)
+                self.has_notes().then_some(Telling::Copies)
             }
             _ => None,
         }
@@ -99,11 +101,37 @@ impl Inbox {
         self.dead_letter(held, Reason::text(why));
     }
 
+    /// Whether messages may carry the notes of copies.
+    pub(super) fn has_notes(&self) -> bool {
+        self.copies.is_some() || self.marks_to.is_some()
+    }
+
     /// A copy that no loss was counted for; one that can never be sent is handed out as it is.
     fn copy_marked(self: &Arc<Self>, held: Held) {
-        let Some(copies) = &self.copies else { return self.hand_out(held) };
-        let copy = dead_letter::retry(&held.message, self.mark(), None);
-        self.copy_then_ack(held, copies.0.clone(), copy, Hopeless::HandOut);
+        self.copying.fetch_add(1, Ordering::AcqRel);
+        let copying = Copying(self.clone());
+        self.spawn(async move |inbox| {
+            let _copying = copying;
+            match inbox.marker().await {
+                Ok(outbox) => {
+                    let copy = dead_letter::retry(&held.message, inbox.mark(), None);
+                    inbox.copy_until_confirmed(held, &outbox, copy, Hopeless::HandOut).await;
+                }
+                Err(error) => {
+                    tracing::debug!(%error, source = %inbox.source, "no copies of suspects can be sent");
+                    inbox.hand_out_unmarked(held);
+                }
+            }
+        });
+    }
+
+    async fn marker(&self) -> Result<Arc<Outbox>> {
+        let marker = match (&self.copies, &self.marks_to) {
+            (Some(copies), _) => copies,
+            (None, Some(to)) => self.marker.get_or_try_init(|| copier(&self.client, to.clone())).await?,
+            (None, None) => return Err(Error::new(ErrorKind::Internal, "no address for copies")),
+        };
+        Ok(marker.0.clone())
     }
 
     /// As where no copies are made.

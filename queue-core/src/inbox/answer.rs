@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::alone::Suspect;
-use super::{COPY_RETRY_MAX, COPY_RETRY_MIN, Copying, Done, Held, Inbox, Run};
+use super::{CLOSED, COPY_RETRY_MAX, COPY_RETRY_MIN, Copying, Done, Held, Inbox, Run};
 use crate::capability::RetryVia;
 use crate::consumer::{Answer, Received};
 use crate::dead_letter::{self, Reason};
@@ -211,7 +211,10 @@ impl Inbox {
             // Where order is kept, a copy would stand behind others of its key.
             (RetryVia::Copy, Some(_)) => Answer::Release(held.token),
             (RetryVia::InPlace, _) => {
-                self.consumer.note_attempt(held.token, held.attempt + 1);
+                // Once closed, everything was given back as it was.
+                if self.state.load(Ordering::Acquire) < CLOSED {
+                    self.consumer.note_attempt(held.token, held.attempt + 1);
+                }
                 Answer::Release(held.token)
             }
             (RetryVia::Copy | RetryVia::None, _) => Answer::Retry(held.token, Duration::ZERO),
@@ -254,7 +257,7 @@ impl Inbox {
         Answered::Accepted
     }
 
-    async fn copy_until_confirmed(
+    pub(super) async fn copy_until_confirmed(
         self: Arc<Self>,
         mut held: Held,
         outbox: &Arc<Outbox>,

@@ -133,7 +133,7 @@ impl Inbox {
 
     /// Whether no header says what to do with the message.
     fn is_plain(&self, message: &Message) -> bool {
-        self.copies.is_none() && !(self.shares_log && message.headers().get(dead_letter::GROUP).is_some())
+        !(self.has_notes() || self.shares_log && message.headers().get(dead_letter::GROUP).is_some())
     }
 
     fn sort_out(self: &Arc<Self>, mut item: Received) -> Option<Received> {
@@ -159,7 +159,7 @@ impl Inbox {
             }
         }
         let (mut due, mut noted) = (None, 1);
-        if self.copies.is_some() {
+        if self.has_notes() {
             let size = message.size();
             let (attempt, at) = dead_letter::take_retry(message);
             // The size is counted as what is left, because that is what the answer subtracts.

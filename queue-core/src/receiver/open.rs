@@ -271,20 +271,19 @@ impl ReceiverBuilder {
             Some(address) => Some(copier(inner, address).await?),
             None => None,
         };
+        let own = source.queue_name().map(|queue| Address::derived(AddressKind::Queue, &queue));
         // One that kills its process is told from its neighbours by copies; see the inbox.
         let counts_all = able.delivery_count == DeliveryCount::Receives && able.ordering == Ordering::None;
-        let copies = match (able.retry_via, source.queue_name()) {
-            (RetryVia::Copy, Some(queue)) => Some(copier(inner, Address::derived(AddressKind::Queue, &queue)).await?),
-            (RetryVia::Broker, Some(queue)) if counts_all => {
-                Some(copier(inner, Address::derived(AddressKind::Queue, &queue)).await?)
-            }
+        let marks_to = own.clone().filter(|_| able.retry_via == RetryVia::Broker && counts_all);
+        let copies = match (able.retry_via, own) {
+            (RetryVia::Copy, Some(own)) => Some(copier(inner, own).await?),
             // Each copy names its tier.
             (RetryVia::InPlace, _) if !consumer.retry_tiers().is_empty() => {
                 Some(copier(inner, source.address.clone()).await?)
             }
             _ => None,
         };
-        let inbox = Inbox::start(consumer, source, config, inner.clone(), dead_letters, copies);
+        let inbox = Inbox::start(consumer, source, config, inner.clone(), dead_letters, copies, marks_to);
         inner.track_receiver(&inbox);
         Ok(Receiver { inbox, current: None })
     }
