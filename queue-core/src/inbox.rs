@@ -118,6 +118,8 @@ pub(crate) struct Inbox {
     secluded: AtomicBool,
     /// Before which of them the broker has all answers that were given.
     settled: Mutex<Option<AckToken>>,
+    /// Copies that failed and wait until they are tried again.
+    pausing: AtomicUsize,
     /// Messages that wait for their time, here.
     deferred: AtomicUsize,
     hasher: RandomState,
@@ -176,6 +178,7 @@ impl Inbox {
             suspected: AtomicUsize::new(0),
             secluded: AtomicBool::new(false),
             settled: Mutex::default(),
+            pausing: AtomicUsize::new(0),
             deferred: AtomicUsize::new(0),
             hasher: RandomState::new(),
             poller: AtomicWaker::new(),
@@ -311,9 +314,7 @@ impl Drop for Copying {
     fn drop(&mut self) {
         self.0.copying.fetch_sub(1, Ordering::AcqRel);
         self.0.idle.notify_waiters();
-        if self.0.is_secluded() {
-            self.0.poller.wake();
-        }
+        self.0.wake_if_secluded();
     }
 }
 

@@ -14,7 +14,7 @@ use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, EventKind,
     Events, Health, Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
 };
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -53,7 +53,7 @@ pub(crate) struct Core {
     /// latest when the poll under way has ended, and a lease or request timeout later.
     tasks: Mutex<JoinSet<()>>,
     /// Where those of receivers run, from the first on.
-    thread: OnceLock<Thread>,
+    thread: OnceLock<Option<Thread>>,
     opened: Mutex<Vec<Weak<dyn Opened>>>,
 }
 
@@ -79,9 +79,22 @@ impl Core {
         self.spawn_on(&Handle::current(), task);
     }
 
-    /// On the thread of the receivers.
+    /// On the thread of the receivers; a runtime of one thread is as good.
     pub(crate) fn spawn_apart(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.spawn_on(&self.thread.get_or_init(Thread::start).handle, task);
+        let current = Handle::current();
+        if current.runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return self.spawn_on(&current, task);
+        }
+        match self.thread.get_or_init(|| Thread::start().ok()) {
+            Some(thread) => {
+                let keep = thread.clone();
+                self.spawn_on(&thread.handle, async move {
+                    task.await;
+                    drop(keep);
+                });
+            }
+            None => self.spawn_on(&current, task),
+        }
     }
 
     fn spawn_on(&self, runtime: &Handle, task: impl Future<Output = ()> + Send + 'static) {

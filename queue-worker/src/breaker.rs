@@ -144,7 +144,7 @@ impl Circuit {
         match self.stand {
             Stand::Open(until) => return Blame::None(until),
             // It began before the breaker opened.
-            Stand::Trying { .. } if try_number != self.tries => return Blame::None(Instant::now()),
+            _ if try_number != self.tries => return Blame::None(Instant::now()),
             Stand::Trying { .. } => {}
             Stand::Closed if unavailable || self.failures + 1 >= self.breaker.failures => {}
             Stand::Closed => {

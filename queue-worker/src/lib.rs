@@ -3,6 +3,7 @@
 
 mod batch;
 mod breaker;
+pub mod codec;
 mod control;
 mod counts;
 mod failure;
@@ -18,6 +19,7 @@ mod run;
 mod signal;
 mod slots;
 mod task;
+mod typed;
 mod worker;
 
 pub use crate::batch::{BatchHandler, Batches, HandledBatch};
@@ -35,4 +37,5 @@ pub use crate::report::Report;
 pub use crate::retry::{Backoff, Retry, RetryPolicy};
 pub use crate::router::Router;
 pub use crate::signal::signal;
+pub use crate::typed::{Typed, TypedReceiver, TypedSender};
 pub use crate::worker::Worker;

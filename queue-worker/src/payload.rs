@@ -2,6 +2,8 @@
 
 use queue_core::Message;
 
+#[cfg(feature = "json")]
+use crate::codec;
 use crate::failure::Failure;
 use crate::job::Job;
 
@@ -62,32 +64,6 @@ pub struct Json<T>(pub T);
 #[cfg(feature = "json")]
 impl<T: serde::de::DeserializeOwned> FromJob for Json<T> {
     fn from_job(job: &Job) -> Result<Self, Failure> {
-        if let Some(stated) = job.get_content_type().filter(|stated| !is_json(stated)) {
-            return Err(Failure::permanent(format!("the content type is {stated}, expected application/json")));
-        }
-        serde_json::from_slice(job.payload()).map(Self).map_err(Failure::permanent)
-    }
-}
-
-/// Whether a content type is JSON: `application/json`, `text/json`, or one with the suffix `+json`; parameters aside.
-#[cfg(feature = "json")]
-fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    matches!(essence.as_str(), "application/json" | "text/json") || essence.ends_with("+json")
-}
-
-#[cfg(all(test, feature = "json"))]
-mod tests {
-    use super::is_json;
-
-    #[test]
-    fn json_has_many_names() {
-        for json in ["application/json", "Application/JSON; charset=utf-8", "text/json", "application/cloudevents+json"]
-        {
-            assert!(is_json(json), "{json}");
-        }
-        for other in ["", "text/plain", "application/jsonl", "json"] {
-            assert!(!is_json(other), "{other}");
-        }
+        codec::value::<T, codec::Json>(job.message()).map(Self).map_err(Failure::permanent)
     }
 }

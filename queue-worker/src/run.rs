@@ -35,6 +35,23 @@ pub(crate) fn far(from: Instant, after: Duration) -> Instant {
     from.checked_add(after).unwrap_or_else(|| from + Duration::from_secs(30 * 365 * 86_400))
 }
 
+/// A message that no handler has yet. Dropped, it is given back.
+struct InHand(Option<Delivery>);
+
+impl InHand {
+    fn take(mut self) -> Option<Delivery> {
+        self.0.take()
+    }
+}
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        if let Some(delivery) = self.0.take() {
+            delivery.release();
+        }
+    }
+}
+
 /// Starts handlers.
 pub(crate) trait Start {
     /// Starts a handler for this message, or for those that come with it. An error ends the worker.
@@ -92,7 +109,9 @@ impl Run {
                     delivery.release();
                 }
                 Some(Ok(delivery)) => {
+                    let in_hand = InHand(Some(delivery));
                     self.shared.passed().await;
+                    let Some(delivery) = in_hand.take() else { continue };
                     if let Err(error) = start.start(self, delivery).await {
                         return Some(error);
                     }

@@ -9,9 +9,12 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use super::answer::Hopeless;
-use super::{Copying, Held, Inbox, Run, SPARE_DELIVERIES};
+use tokio::time::sleep;
+
+use super::answer::{Hopeless, is_hopeless};
+use super::{COPY_RETRY_MIN, Copying, Held, Inbox, Run, SPARE_DELIVERIES};
 use crate::capability::{DeliveryCount, RetryVia};
 use crate::consumer::{AckToken, Received};
 use crate::dead_letter::{self, Reason};
@@ -19,6 +22,10 @@ use crate::delivery::hold;
 use crate::error::{Error, ErrorKind, Result};
 use crate::outbox::Outbox;
 use crate::receiver::copier;
+
+/// How long suspects have to arrive before the first of them is handed out: they were fetched together, and come back one by
+/// one.
+const GATHERED: Duration = Duration::from_millis(100);
 
 /// How those are told apart that were lost together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +98,10 @@ impl Inbox {
         } else if marked < self.mark() {
             self.copy_marked(held);
         } else {
-            self.suspected.fetch_add(1, Ordering::AcqRel);
-            self.suspects.lock().push(Suspect { held, losses });
+            self.with_suspects(|suspects| suspects.push(Suspect { held, losses }));
+            if !self.is_running() {
+                self.release_local();
+            }
         }
     }
 
@@ -112,15 +121,19 @@ impl Inbox {
         let copying = Copying(self.clone());
         self.spawn(async move |inbox| {
             let _copying = copying;
-            match inbox.marker().await {
-                Ok(outbox) => {
-                    let copy = dead_letter::retry(&held.message, inbox.mark(), None);
-                    inbox.copy_until_confirmed(held, &outbox, copy, Hopeless::HandOut).await;
+            loop {
+                let error = match inbox.marker().await {
+                    Ok(outbox) => {
+                        let copy = dead_letter::retry(&held.message, inbox.mark(), None);
+                        return inbox.copy_until_confirmed(held, &outbox, copy, Hopeless::HandOut).await;
+                    }
+                    Err(error) => error,
+                };
+                tracing::debug!(%error, source = %inbox.source, "no copies of suspects can be sent");
+                if is_hopeless(&error) || !inbox.is_running() {
+                    return inbox.hand_out_unmarked(held);
                 }
-                Err(error) => {
-                    tracing::debug!(%error, source = %inbox.source, "no copies of suspects can be sent");
-                    inbox.hand_out_unmarked(held);
-                }
+                sleep(COPY_RETRY_MIN).await;
             }
         });
     }
@@ -154,66 +167,114 @@ impl Inbox {
                 Err(error) => return Alone::Failed(error),
             }
         }
-        let mut suspects = self.suspects.lock();
-        suspects.retain(|suspect| {
-            let holds = self.consumer.holds(suspect.held.token);
-            if !holds {
-                self.suspected.fetch_sub(1, Ordering::AcqRel);
-                self.finish(&suspect.held);
-            }
-            holds
+        let gone = self.with_suspects(|suspects| {
+            suspects.extract_if(.., |suspect| !self.consumer.holds(suspect.held.token)).collect::<Vec<_>>()
         });
+        gone.iter().for_each(|suspect| self.finish(&suspect.held));
+        if self.secluded.load(Ordering::Acquire) {
+            // One is out: what came meanwhile is not to be lost with it once more.
+            self.clear_but(None);
+        }
         if !self.is_alone() {
             return Alone::Wait;
         }
-        // The one that was lost most often, and of those the first.
-        let worst = suspects.iter().rev().enumerate().max_by_key(|(_, s)| s.losses).map(|(back, _)| back);
-        let Some(worst) = worst.map(|back| suspects.len() - 1 - back) else {
+        let Some((token, attempt)) = self.next_suspect() else {
             self.secluded.store(false, Ordering::Release);
             return Alone::Over;
         };
-        let next = suspects.remove(worst);
-        if self.settled.lock().take() == Some(next.held.token) {
-            drop(suspects);
-            self.suspected.fetch_sub(1, Ordering::AcqRel);
-            self.secluded.store(true, Ordering::Release);
-            return Alone::HandOut(next.held.into_run());
+        let settled = self.settled.lock().take() == Some(token);
+        // Some may have come since.
+        let cleared = self.clear_but(Some((token, attempt)));
+        if settled && !cleared {
+            let taken = self.with_suspects(|suspects| suspects.extract_if(.., |s| s.held.token == token).next());
+            if let Some(suspect) = taken {
+                self.secluded.store(true, Ordering::Release);
+                return Alone::HandOut(suspect.held.into_run());
+            }
         }
-        let token = next.held.token;
-        let mut lost = Vec::new();
-        if self.telling() == Some(Telling::Notes) {
-            // As if they had not been handed out before.
-            suspects.iter().for_each(|s| self.consumer.note_attempt(s.held.token, self.config.max_deliveries));
-            self.consumer.note_attempt(token, next.held.attempt);
-        } else {
-            lost = suspects.extract_if(.., |suspect| suspect.losses > 0).collect();
-        }
-        suspects.insert(0, next);
-        drop(suspects);
-        self.suspected.fetch_sub(lost.len(), Ordering::AcqRel);
-        lost.into_iter().for_each(|suspect| self.copy_marked(suspect.held));
         self.settle_before(token);
         Alone::Wait
     }
 
+    /// The one that was lost most often, and of those the first.
+    fn next_suspect(&self) -> Option<(AckToken, u32)> {
+        let suspects = self.suspects.lock();
+        let worst = suspects.iter().rev().max_by_key(|suspect| suspect.losses)?;
+        Some((worst.held.token, worst.held.attempt))
+    }
+
+    /// Clears all others of the losses that they had beside it; whether there were any.
+    fn clear_but(self: &Arc<Self>, next: Option<(AckToken, u32)>) -> bool {
+        let token = next.map(|(token, _)| token);
+        let is_other = |suspect: &Suspect| Some(suspect.held.token) != token && suspect.losses > 0;
+        if self.telling() == Some(Telling::Notes) {
+            return self.with_suspects(|suspects| {
+                let mut cleared = false;
+                for suspect in suspects.iter_mut().filter(|suspect| Some(suspect.held.token) != token) {
+                    // As if it had not been handed out before: the note counts the delivery that is under way.
+                    self.consumer.note_attempt(suspect.held.token, self.config.max_deliveries);
+                    cleared |= suspect.losses > 0;
+                    suspect.losses = 0;
+                }
+                if let Some((token, attempt)) = next {
+                    self.consumer.note_attempt(token, attempt);
+                }
+                cleared
+            });
+        }
+        let lost = self.with_suspects(|suspects| suspects.extract_if(.., |s| is_other(s)).collect::<Vec<_>>());
+        let cleared = !lost.is_empty();
+        lost.into_iter().for_each(|suspect| self.copy_marked(suspect.held));
+        cleared
+    }
+
+    /// Changes the suspects, and keeps their number beside them.
+    fn with_suspects<T>(&self, change: impl FnOnce(&mut Vec<Suspect>) -> T) -> T {
+        let mut suspects = self.suspects.lock();
+        let changed = change(&mut suspects);
+        self.suspected.store(suspects.len(), Ordering::Release);
+        changed
+    }
+
+    pub(super) fn take_suspects(&self) -> Vec<Suspect> {
+        self.with_suspects(std::mem::take)
+    }
+
     /// Has the broker take the answers given so far: what is handed out next may end the process, and those with it.
     fn settle_before(self: &Arc<Self>, token: AckToken) {
-        let copies = self.copying.fetch_add(1, Ordering::AcqRel);
+        self.copying.fetch_add(1, Ordering::AcqRel);
         let copying = Copying(self.clone());
+        let is_first = !self.secluded.load(Ordering::Acquire);
         self.spawn(async move |inbox| {
             let _copying = copying;
-            if copies > 0 {
-                inbox.drained(|inbox| inbox.copying.load(Ordering::Acquire) - 1).await;
+            if is_first {
+                // What a lost process had comes back one by one.
+                sleep(GATHERED).await;
             }
-            // Where it fails the connection is lost, and with it what was held.
-            let _ = inbox.flush_answers().await;
+            inbox.drained(|inbox| inbox.copies_under_way().saturating_sub(1)).await;
+            if let Err(error) = inbox.flush_answers().await {
+                tracing::debug!(%error, source = %inbox.source, "what may end the process is handed out with answers under way");
+            }
             *inbox.settled.lock() = Some(token);
         });
     }
 
     /// Whether a suspect may be handed out now.
     pub(super) fn is_alone(&self) -> bool {
-        self.copying.load(Ordering::Acquire) == 0 && self.handed_out(self.suspected.load(Ordering::Acquire)) == 0
+        self.copies_under_way() == 0 && self.handed_out() == 0
+    }
+
+    /// Copies that may be confirmed any moment; those that wait for another try may wait for long.
+    fn copies_under_way(&self) -> usize {
+        let pausing = self.pausing.load(Ordering::Acquire);
+        self.copying.load(Ordering::Acquire).saturating_sub(pausing)
+    }
+
+    pub(super) fn wake_if_secluded(&self) {
+        if self.is_secluded() {
+            self.idle.notify_waiters();
+            self.poller.wake();
+        }
     }
 
     /// Whether what is fetched is kept back.
@@ -222,8 +283,13 @@ impl Inbox {
     }
 
     /// How many messages somebody works on, of those that are not answered.
-    fn handed_out(&self, suspects: usize) -> usize {
-        let kept = suspects + self.deferred.load(Ordering::Acquire) + self.local_ready.load(Ordering::Acquire);
+    fn handed_out(&self) -> usize {
+        // In the order in which they lose messages to each other, so that none is counted twice.
+        let ready = self.local_ready.load(Ordering::Acquire);
+        let kept = ready
+            + self.deferred.load(Ordering::Acquire)
+            + self.pausing.load(Ordering::Acquire)
+            + self.suspected.load(Ordering::Acquire);
         self.unanswered.load(Ordering::Acquire).saturating_sub(kept)
     }
 }

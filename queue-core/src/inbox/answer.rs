@@ -296,10 +296,13 @@ impl Inbox {
                     self.client.events.emit(EventKind::DeadLetterFailed, &self.source.to_string(), Some(error));
                 }
             }
+            self.pausing.fetch_add(1, Ordering::AcqRel);
+            self.wake_if_secluded();
             let closing = tokio::select! {
                 () = tokio::time::sleep(pause) => false,
                 () = self.stopped() => true,
             };
+            self.pausing.fetch_sub(1, Ordering::AcqRel);
             if closing || !self.consumer.holds(held.token) {
                 self.client.events.set_problem(&problem, None);
                 self.settle(Answer::Release(held.token));
@@ -344,8 +347,7 @@ impl Inbox {
             self.local_ready.store(0, Ordering::Release);
             held
         };
-        self.suspected.store(0, Ordering::Release);
-        let suspects = std::mem::take(&mut *self.suspects.lock());
+        let suspects = self.take_suspects();
         let held: Vec<Held> = held.into_iter().chain(suspects.into_iter().map(Suspect::into_held)).collect();
         if held.is_empty() {
             return;
@@ -374,7 +376,7 @@ pub(super) enum Hopeless {
 }
 
 /// Whether a copy that failed so will always fail.
-fn is_hopeless(error: &crate::error::Error) -> bool {
+pub(super) fn is_hopeless(error: &crate::error::Error) -> bool {
     use crate::error::ErrorKind::{InvalidInput, NotFound, TooLarge, Unauthorized, Unsupported};
     matches!(error.kind(), InvalidInput | NotFound | TooLarge | Unauthorized | Unsupported)
 }

@@ -84,8 +84,9 @@ impl Inbox {
     }
 
     /// The first error is told, and the last that is.
-    fn fail(&self, error: Error) -> Poll<Option<Result<Run>>> {
+    fn fail(self: &Arc<Self>, error: Error) -> Poll<Option<Result<Run>>> {
         let told = self.enter(STOPPED);
+        self.release_local();
         Poll::Ready(told.then(|| Err(self.named(error, "receive"))))
     }
 
@@ -253,9 +254,7 @@ impl Inbox {
         stopped: impl FnOnce(AckToken, Duration) -> Answer + Send + 'static,
     ) {
         self.deferred.fetch_add(1, Ordering::AcqRel);
-        if self.is_secluded() {
-            self.poller.wake();
-        }
+        self.wake_if_secluded();
         self.spawn(async move |inbox| {
             tokio::select! {
                 () = sleep_until(due) => {
