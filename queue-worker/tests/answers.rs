@@ -206,6 +206,31 @@ async fn what_waits_for_something_is_given_back_at_the_end() -> Outcome {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_comes_while_the_breaker_is_open_is_given_back_at_the_end() -> Outcome {
+    let client = broker().await?;
+    let orders = client.sender("orders").await?;
+    orders.send("first").await?;
+    let breaker = Breaker::new(1).pause(1000 * SHORT, 1000 * SHORT);
+    let worker = Worker::new(client.receiver("orders").max_deliveries(1).await?).concurrency(2).breaker(breaker);
+    let running = Running::start(worker, |_: Job| async {
+        tokio::time::sleep(SHORT).await;
+        Err::<(), _>("away").or_unavailable()
+    });
+    // The worker waits for the second while the first fails.
+    running.until(|counts| counts.postponed == 1).await?;
+    orders.send("second").await?;
+    tokio::time::sleep(SHORT).await;
+    assert!(running.stop().await?.is_clean());
+    let mut inbox = receiver(&client, "orders").await?;
+    for _ in 0..2 {
+        let delivery = tokio::time::timeout(SHORT, inbox.receive()).await??;
+        assert_eq!(delivery.attempt(), 1);
+        delivery.ack();
+    }
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_message_of_its_own_fault_does_not_keep_a_breaker_open() -> Outcome {
     let client = broker().await?;
     client.sender("orders").await?.send_batch(["bad", "bad", "good"]).await?;
