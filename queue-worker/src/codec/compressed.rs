@@ -1,6 +1,8 @@
 //! Compression around another codec.
 
-use std::io::{self, Read};
+#[cfg(feature = "gzip")]
+use std::io;
+use std::io::Read;
 use std::marker::PhantomData;
 
 use super::{Codec, Decode, Encode};
