@@ -70,13 +70,25 @@ pub(crate) struct Run {
     sweep: usize,
     light: Light,
     wish: watch::Receiver<Wish>,
+    /// Whether the last wish was to run.
+    runs: bool,
 }
 
 impl Run {
     pub(crate) fn new(receiver: Receiver, shared: Arc<Shared>, drain: Duration, until: BoxFuture<'static, ()>) -> Self {
         let mut wish = shared.state.wish.subscribe();
         wish.mark_changed();
-        Self { receiver, shared, drain, until, handlers: Vec::new(), sweep: SWEEP, light: Light::new(), wish }
+        Self {
+            receiver,
+            shared,
+            drain,
+            until,
+            handlers: Vec::new(),
+            sweep: SWEEP,
+            light: Light::new(),
+            wish,
+            runs: true,
+        }
     }
 
     pub(crate) async fn serve(mut self, mut start: impl Start) -> Report {
@@ -104,7 +116,7 @@ impl Run {
             self.room().await;
             match self.receiver.next().await {
                 // It came for a handler that may not start now.
-                Some(Ok(delivery)) if *self.wish.borrow() != Wish::Run => {
+                Some(Ok(delivery)) if !self.is_wanted() => {
                     self.shared.state.counters.released.add();
                     delivery.release();
                 }
@@ -122,11 +134,19 @@ impl Run {
         }
     }
 
+    /// Whether handlers may start; looks closer only when something was said.
+    fn is_wanted(&mut self) -> bool {
+        if self.wish.has_changed().unwrap_or(false) {
+            self.runs = *self.wish.borrow_and_update() == Wish::Run;
+        }
+        self.runs
+    }
+
     /// Waits until another handler may start.
     async fn room(&mut self) {
         loop {
             poll_fn(|cx| self.shared.state.slots.poll_free(cx)).await;
-            if *self.wish.borrow_and_update() == Wish::Run {
+            if self.is_wanted() {
                 return self.shared.passed().await;
             }
             // Others can have it meanwhile.
@@ -134,6 +154,7 @@ impl Run {
             self.shared.state.counters.released.add_all(given_back);
             // The sender is ours, so that it is never gone. After a stop nothing changes any more.
             let _ = self.wish.changed().await;
+            self.wish.mark_changed();
         }
     }
 
