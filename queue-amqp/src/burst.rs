@@ -26,10 +26,9 @@ impl Burst {
             return;
         }
         let now = Instant::now();
-        if self.last.is_some_and(|last| now - last > WRITTEN) {
-            self.frames = 0;
-        }
-        self.frames += frames;
+        let since = self.last.map_or(Duration::ZERO, |last| now - last);
+        let taken = TAKEN as u128 * since.as_micros() / WRITTEN.as_micros();
+        self.frames = self.frames.saturating_sub(usize::try_from(taken).unwrap_or(usize::MAX)) + frames;
         self.last = Some(now);
     }
 
@@ -54,6 +53,13 @@ mod tests {
             assert_eq!(burst.over(), None);
             advance(WRITTEN + Duration::from_millis(1)).await;
         }
+        // Nor is a stream that goes on for long.
+        for _ in 0..100 {
+            burst.gave(1);
+            assert_eq!(burst.over(), None);
+            advance(WRITTEN / 3).await;
+        }
+        advance(WRITTEN).await;
         burst.gave(0);
         burst.gave(TAKEN);
         burst.gave(1);

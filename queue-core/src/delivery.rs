@@ -128,7 +128,7 @@ impl Ticket {
     }
 
     /// The message comes again to this receiver after this delay, as the attempt that it is: what it needs is away. Until then
-    /// it is leased and holds its key; a receiver that stops gives it back.
+    /// it is leased, up to `max_handler_time` since it was fetched, and holds its key; a receiver that stops gives it back.
     pub fn postpone(self, delay: Duration) -> Answered {
         self.answer(|inbox, held| inbox.postpone(held, delay))
     }

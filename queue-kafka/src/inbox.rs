@@ -15,6 +15,8 @@ use crate::sync::Mutex;
 
 #[path = "inbox/buffer.rs"]
 mod buffer;
+#[path = "inbox/commits.rs"]
+mod commits;
 #[path = "inbox/state.rs"]
 mod state;
 #[path = "inbox/turn.rs"]
@@ -240,20 +242,6 @@ impl Inbox {
         Some(waits)
     }
 
-    /// Why the last commit failed.
-    pub(crate) fn commit_error(&self) -> Option<Error> {
-        self.state.lock().commit_error.clone()
-    }
-
-    /// Why acknowledged messages come again although everything was committed.
-    pub(crate) fn cut_off(&self) -> Option<Error> {
-        let state = self.state.lock();
-        let first = state.cut_off.first()?;
-        let why =
-            "acknowledged messages come again: a commit has no room for so many that stand beyond one that is not";
-        Some(Error::new(ErrorKind::TooLarge, why).with_context("topic", &self.topic).with_context("partition", first))
-    }
-
     /// Does not leave the group when it stops, nor when it is closed: its place waits for it.
     pub(crate) fn keep_place(&self) {
         self.state.lock().stays = true;
@@ -431,53 +419,6 @@ impl Inbox {
             found.withheld = Some(error);
         }
         found
-    }
-
-    /// What came of the commit with which the partitions went.
-    pub(crate) fn parted(&self, due: &[Mark], result: &Result<(), Error>) {
-        let mut state = self.state.lock();
-        let state = &mut *state;
-        state.commit_error = result.as_ref().err().cloned();
-        match result {
-            Ok(()) => state.stands(due),
-            Err(error) => state.fail_flushes(due, error),
-        }
-        state.settle_flushes();
-    }
-
-    /// What is to be committed now.
-    pub(crate) fn due(&self) -> Vec<Mark> {
-        self.state.lock().due()
-    }
-
-    /// What the broker answered to a commit.
-    pub(crate) fn committed(&self, marks: &[Mark], answer: Result<(), Error>) {
-        let mut state = self.state.lock();
-        if answer.is_ok() {
-            state.stands(marks);
-        }
-        if !marks.iter().any(|mark| state.slot(mark.partition, mark.epoch).is_some()) {
-            // All of it went elsewhere meanwhile, and was committed with that.
-            return;
-        }
-        state.commit_error = match answer {
-            Ok(()) => {
-                for mark in marks {
-                    if let Some(slot) = state.slot(mark.partition, mark.epoch) {
-                        slot.committed = mark.version;
-                    }
-                }
-                None
-            }
-            Err(error) => Some(error),
-        };
-        state.settle_flushes();
-        state.let_through();
-        let waker = if state.buffer.is_empty() || state.paused { None } else { state.waker.take() };
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
     }
 
     /// Ends the consumer with an error that needs a person.

@@ -12,8 +12,8 @@ use crate::run::far;
 ///
 /// It opens at once at [`Failure::unavailable`](crate::Failure::unavailable), whose message is not to blame. While it is
 /// open, what fails for a time is not counted as an attempt, and is tried again after the pause. What was fetched stays with
-/// the worker, leased; the next to try is another one than the last, so that a message of its own fault does not keep the breaker
-/// open while others would be processed.
+/// the worker, leased; the next to try is another one than the last where the receiver has room for one, so that a message of its
+/// own fault does not keep the breaker open while others would be processed.
 ///
 /// ```
 /// # use std::time::Duration;

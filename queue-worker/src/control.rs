@@ -61,8 +61,8 @@ impl State {
 pub struct Control(pub(crate) Arc<State>);
 
 impl Control {
-    /// Starts no more handlers and fetches nothing; those that run go on. What was fetched is given back, but for messages
-    /// that were already on their way to a handler.
+    /// Starts no more handlers and fetches nothing; those that run go on. What was fetched is given back as soon as a
+    /// handler may start again, but for what waits for another try; on Kafka it stays, because nobody else is handed it.
     pub fn pause(&self) {
         self.0.tell(Wish::Pause);
     }

@@ -36,8 +36,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// | returns `Ok` or `()` | is done |
 /// | returns an error, panics, or runs out of time | is tried again after a backoff; after `max_deliveries` attempts it is a dead letter |
 /// | returns [`Failure::permanent`](crate::Failure::permanent) | is a dead letter at once |
-/// | returns [`Failure::unavailable`](crate::Failure::unavailable) | is given back, not counted where the broker can tell |
-/// | does not end within the drain | the same |
+/// | returns [`Failure::unavailable`](crate::Failure::unavailable) | is tried again in a second, or when the [`Breaker`](crate::Breaker) lets it, not counted |
+/// | does not end within the drain | is given back, not counted where the broker can tell |
 ///
 /// Leases are renewed while a handler runs, up to the receiver's `max_handler_time`. With the receiver's
 /// `ordering(PerKey)` the messages of a key are worked on one after the other, those of many keys at a time.

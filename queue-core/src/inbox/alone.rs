@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use super::answer::{Hopeless, is_hopeless};
 use super::{COPY_RETRY_MIN, Copying, Held, Inbox, Run, SPARE_DELIVERIES};
 use crate::capability::{DeliveryCount, RetryVia};
-use crate::consumer::{AckToken, Received};
+use crate::consumer::{AckToken, Answer, Received};
 use crate::dead_letter::{self, Reason};
 use crate::delivery::hold;
 use crate::error::{Error, ErrorKind, Result};
@@ -133,7 +133,10 @@ impl Inbox {
                 if is_hopeless(&error) || !inbox.is_running() {
                     return inbox.hand_out_unmarked(held);
                 }
-                sleep(COPY_RETRY_MIN).await;
+                if inbox.pause_copy(COPY_RETRY_MIN, &held).await {
+                    inbox.settle(Answer::Release(held.token));
+                    return inbox.finish(&held);
+                }
             }
         });
     }

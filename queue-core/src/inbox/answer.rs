@@ -296,14 +296,7 @@ impl Inbox {
                     self.client.events.emit(EventKind::DeadLetterFailed, &self.source.to_string(), Some(error));
                 }
             }
-            self.pausing.fetch_add(1, Ordering::AcqRel);
-            self.wake_if_secluded();
-            let closing = tokio::select! {
-                () = tokio::time::sleep(pause) => false,
-                () = self.stopped() => true,
-            };
-            self.pausing.fetch_sub(1, Ordering::AcqRel);
-            if closing || !self.consumer.holds(held.token) {
+            if self.pause_copy(pause, &held).await {
                 self.client.events.set_problem(&problem, None);
                 self.settle(Answer::Release(held.token));
                 self.finish(&held);
@@ -311,6 +304,18 @@ impl Inbox {
             }
             pause = (pause * 2).min(COPY_RETRY_MAX);
         }
+    }
+
+    /// Waits before a copy is tried again; whether it is not any more.
+    pub(super) async fn pause_copy(&self, pause: Duration, held: &Held) -> bool {
+        self.pausing.fetch_add(1, Ordering::AcqRel);
+        self.wake_if_secluded();
+        let closing = tokio::select! {
+            () = tokio::time::sleep(pause) => false,
+            () = self.stopped() => true,
+        };
+        self.pausing.fetch_sub(1, Ordering::AcqRel);
+        closing || !self.consumer.holds(held.token)
     }
 
     pub(crate) fn dropped(self: &Arc<Self>, held: Held) {
