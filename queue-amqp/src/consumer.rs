@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::task::AtomicWaker;
-use futures::{FutureExt, Stream};
+use futures::{FutureExt, Stream, StreamExt};
 use lapin::Channel;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicQosOptions, BasicRejectOptions};
@@ -25,7 +25,7 @@ use crate::broker::Shared as BrokerShared;
 use crate::convert::incoming;
 use crate::error::within;
 use crate::ledger::Ledger;
-use crate::link::Task;
+use crate::link::{Task, hang_up};
 use crate::stream::{Place, offset};
 use crate::subscription;
 use crate::topology::{Native, QueueType};
@@ -67,6 +67,14 @@ pub(crate) enum Want {
     Messages,
     Pause,
     Stop,
+    /// As `Stop`, and the subscription ends with the channel, which is about to be closed.
+    Close,
+}
+
+impl Want {
+    pub(crate) fn is_end(self) -> bool {
+        matches!(self, Self::Stop | Self::Close)
+    }
 }
 
 pub(crate) struct State {
@@ -107,6 +115,24 @@ impl State {
         self.channel.as_ref().is_some_and(|c| c.status().connected())
     }
 
+    /// Whether there is nothing to give back: nothing is out, and nothing has arrived.
+    fn is_empty(&mut self) -> bool {
+        if self.ledger.held() > 0 || self.doubtful.is_some() {
+            return false;
+        }
+        let Some(stream) = &mut self.stream else { return true };
+        match stream.next().now_or_never() {
+            Some(Some(Ok(delivery))) => {
+                self.ledger.hand_out(delivery.delivery_tag);
+                // Given back when the subscription has ended.
+                self.doubtful = Some(delivery);
+                false
+            }
+            Some(_) => false,
+            None => true,
+        }
+    }
+
     /// Notes that an answer was given.
     fn answered(&mut self) {
         self.unflushed = true;
@@ -116,12 +142,8 @@ impl State {
     /// Lets go of the channel; its tokens are stale from here on.
     pub(crate) fn lose_channel(&mut self, prefetch: u16) {
         self.write();
-        if let Some(channel) = self.channel.take()
-            && channel.status().connected()
-        {
-            // Dropping it would not do: a subscription that the client still waits for keeps it open. With the client
-            // when the first poll returns.
-            let _ = channel.close(200, "OK".into()).now_or_never();
+        if let Some(channel) = self.channel.take() {
+            hang_up(&channel);
         }
         self.stream = None;
         self.doubtful = None;
@@ -156,6 +178,12 @@ impl State {
         {
             self.ledger.write(channel);
         }
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        self.state.get_mut().lose_channel(self.prefetch);
     }
 }
 
@@ -205,11 +233,12 @@ impl AmqpConsumer {
     }
 
     /// Makes the task behind end the subscription, and waits for it.
-    async fn end(&self, deadline: Instant) {
-        self.inbox.state.lock().want = Want::Stop;
+    async fn end(&self, want: Want, deadline: Instant) {
+        self.inbox.state.lock().want = want;
         self.inbox.work.notify_one();
         self.inbox.poller.wake();
-        if self.inbox.ordered {
+        if self.inbox.ordered || want == Want::Close {
+            // Nothing ends before the channel does.
             return;
         }
         loop {
@@ -239,7 +268,7 @@ impl Consumer for AmqpConsumer {
         self.inbox.poller.register(cx.waker());
         let mut guard = self.inbox.state.lock();
         let state = &mut *guard;
-        if state.closed || state.want == Want::Stop {
+        if state.closed || state.want.is_end() {
             return Poll::Ready(Err(Error::closed("consumer")));
         }
         if let Some(error) = &state.failed {
@@ -378,7 +407,7 @@ impl Consumer for AmqpConsumer {
 
     fn set_paused(&self, paused: bool) {
         let mut state = self.inbox.state.lock();
-        if state.want != Want::Stop {
+        if !state.want.is_end() {
             state.want = if paused { Want::Pause } else { Want::Messages };
             drop(state);
             self.inbox.work.notify_one();
@@ -387,15 +416,21 @@ impl Consumer for AmqpConsumer {
     }
 
     async fn stop(&self) {
-        self.end(Instant::now() + self.inbox.broker.timeout).await;
+        self.end(Want::Stop, Instant::now() + self.inbox.broker.timeout).await;
     }
 
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
-        if self.inbox.state.lock().closed {
-            return report;
-        }
-        self.end(deadline).await;
+        let want = {
+            let mut state = self.inbox.state.lock();
+            if state.closed {
+                return report;
+            }
+            // An end of the subscription that comes together with the end of its queue can cost the connection; see
+            // `hang_up`.
+            if self.inbox.ordered || state.is_empty() { Want::Close } else { Want::Stop }
+        };
+        self.end(want, deadline).await;
         self.outlast_burst(deadline).await;
         if let Err(error) = self.flush_until(deadline).await {
             report.errors.push(error);

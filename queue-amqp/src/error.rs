@@ -99,9 +99,13 @@ fn kind_of_refusal(kind: &AMQPErrorKind, text: &str) -> ErrorKind {
             AMQPHardError::NOTIMPLEMENTED => ErrorKind::Unsupported,
             // Its plugin is not enabled.
             AMQPHardError::COMMANDINVALID if text.contains("exchange type") => ErrorKind::Unsupported,
-            AMQPHardError::CONNECTIONFORCED | AMQPHardError::INTERNALERROR | AMQPHardError::RESOURCEERROR => {
-                ErrorKind::Connection
-            }
+            // Everybody on the connection hears of it, whoever was the reason, and another connection may do.
+            AMQPHardError::CONNECTIONFORCED
+            | AMQPHardError::INTERNALERROR
+            | AMQPHardError::RESOURCEERROR
+            | AMQPHardError::CHANNELERROR
+            | AMQPHardError::FRAMEERROR
+            | AMQPHardError::UNEXPECTEDFRAME => ErrorKind::Connection,
             _ => ErrorKind::Internal,
         },
     }

@@ -192,6 +192,18 @@ impl Link {
     }
 }
 
+/// Closes a channel without waiting for it.
+///
+/// Dropping it and its subscription would not do. A subscription that the client still waits for keeps the channel
+/// open. One that it has is cancelled on the way: at the same time as the channel is closed, which can be too late, and
+/// a server that deletes the queue at that moment may confirm it twice. Both cost the client its connection.
+pub(crate) fn hang_up(channel: &Channel) {
+    if channel.status().connected() {
+        // With the client when the first poll returns.
+        let _ = channel.close(200, "OK".into()).now_or_never();
+    }
+}
+
 /// Opens a channel, on a connection that is awaited until the deadline.
 pub(crate) async fn open_channel(sessions: &mut Sessions, deadline: Instant) -> Result<Channel> {
     loop {

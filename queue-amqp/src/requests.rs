@@ -23,7 +23,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::capability::MAX_TTL;
 use crate::convert::{DIRECT_REPLY, Outgoing, incoming, outgoing, short};
 use crate::error::{map, not_connected, within};
-use crate::link::{Session, Sessions, Task, while_up};
+use crate::link::{Session, Sessions, Task, hang_up, while_up};
 
 /// Most requests that wait for a reply.
 const MAX_PENDING: usize = 8192;
@@ -336,6 +336,12 @@ struct Open {
     session: Arc<Session>,
     channel: Channel,
     replies: lapin::Consumer,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        hang_up(&self.channel);
+    }
 }
 
 /// A blocked connection writes nothing: the request would wait, and go out when nobody waits for it any more.

@@ -87,10 +87,10 @@ fn next(inbox: &Inbox) -> Step {
             state.lose_channel(inbox.prefetch);
         }
         // Once stopped, there is nothing to come back for.
-        return if state.want == Want::Stop { Step::Wait { armed: false } } else { Step::Connect };
+        return if state.want.is_end() { Step::Wait { armed: false } } else { Step::Connect };
     }
     let Some(channel) = state.channel.clone() else { return Step::Connect };
-    if state.doubtful.is_some() && !state.copies {
+    if state.doubtful.is_some() && !state.copies && state.want == Want::Messages {
         return Step::Look;
     }
     match (state.want, state.stream.take()) {
@@ -100,19 +100,14 @@ fn next(inbox: &Inbox) -> Step {
             Step::Connect
         }
         (Want::Messages, None) => Step::Subscribe(channel),
-        (Want::Pause | Want::Stop, stream @ Some(_)) if inbox.ordered => {
-            state.stream = stream;
-            Step::Wait { armed: state.armed }
-        }
-        (Want::Messages, stream) => {
-            state.stream = stream;
-            Step::Wait { armed: state.armed }
-        }
-        (Want::Pause | Want::Stop, Some(stream)) => {
+        (Want::Pause | Want::Stop, Some(stream)) if !inbox.ordered => {
             state.cancelling = true;
             Step::Cancel(channel, stream)
         }
-        (Want::Pause | Want::Stop, None) => Step::Wait { armed: state.armed },
+        (_, stream) => {
+            state.stream = stream;
+            Step::Wait { armed: state.armed }
+        }
     }
 }
 

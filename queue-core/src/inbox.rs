@@ -273,12 +273,22 @@ impl Inbox {
         }
     }
 
+    /// Hands out nothing more, and lets the consumer go on only where answers are still to come.
+    async fn wind_down(&self) {
+        if self.enter(STOPPED) {
+            self.release_local();
+            if self.outstanding() > 0 {
+                self.consumer.stop().await;
+            }
+        }
+    }
+
     pub(crate) async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
         if self.state.load(Ordering::Acquire) == CLOSED {
             return report;
         }
-        if timeout_at(deadline, self.stop()).await.is_err() {
+        if timeout_at(deadline, self.wind_down()).await.is_err() {
             report
                 .errors
                 .push(self.named(Error::new(ErrorKind::Timeout, "the consumer did not stop in time"), "close"));

@@ -3,7 +3,6 @@
 //! The protocol has no question for that. Who subscribes from a position of a stream learns it: a stream lets him, any
 //! other queue refuses and names its type.
 
-use futures::FutureExt;
 use lapin::options::{BasicConsumeOptions, BasicQosOptions};
 use lapin::types::{AMQPValue, ShortString};
 use queue_core::{ErrorKind, Result};
@@ -11,6 +10,7 @@ use queue_core::{ErrorKind, Result};
 use super::Topologist;
 use crate::convert::{arguments, short};
 use crate::error::within;
+use crate::link::hang_up;
 use crate::stream::OFFSET;
 use crate::topology::native::QueueType;
 
@@ -35,10 +35,8 @@ impl Topologist<'_> {
                 refused(error.message())
             }
             Err(error) => {
-                if channel.status().connected() {
-                    // The client would keep a channel on which a late answer subscribes. With it at the first poll.
-                    let _ = channel.close(200, "OK".into()).now_or_never();
-                }
+                // The client would keep a channel on which a late answer subscribes.
+                hang_up(&channel);
                 return Err(error.with_context("queue", queue));
             }
         };

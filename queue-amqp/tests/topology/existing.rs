@@ -2,10 +2,11 @@
 
 use std::future::IntoFuture;
 
+use futures::{FutureExt, StreamExt};
 use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable};
-use queue_core::{Address, Client, DeliveryCount, Entry, Error, ErrorKind, Topology};
+use queue_core::{Address, Client, DeliveryCount, Entry, Error, ErrorKind, EventKind, Topology};
 
 use crate::common::{soon, unique};
 use crate::{client, declare, native, next, texts};
@@ -110,6 +111,24 @@ pub(crate) async fn a_queue_of_another_program_just_works(url: String) {
         client.delete(&name).await.unwrap();
         client.delete(&format!("{name}-dlq")).await.unwrap();
     }
+}
+
+pub(crate) async fn a_queue_deleted_behind_its_receiver_costs_nobody_the_connection(url: String) {
+    let client = client(&url).await;
+    let mut events = client.events();
+    let end = |_| {
+        let client = client.clone();
+        async move {
+            let name = unique("left");
+            let receiver = client.receiver(name.as_str()).discard_dead_letters().await.unwrap();
+            drop(receiver);
+            client.delete(&name).await.unwrap();
+        }
+    };
+    futures::stream::iter(0..150).map(end).buffer_unordered(8).collect::<()>().await;
+    let told = std::iter::from_fn(|| events.next().now_or_never().flatten());
+    let lost: Vec<_> = told.filter(|event| event.kind == EventKind::Disconnected).collect();
+    assert!(lost.is_empty(), "{lost:?}");
 }
 
 pub(crate) async fn a_queue_of_another_connection_is_refused(url: String) {

@@ -33,6 +33,7 @@ fn main() {
         existing::what_a_queue_counts_is_known_to_who_did_not_make_it,
         existing::what_was_asked_for_and_differs_is_shown,
         existing::a_queue_of_another_program_just_works,
+        existing::a_queue_deleted_behind_its_receiver_costs_nobody_the_connection,
         existing::a_queue_of_another_connection_is_refused,
         existing::an_exchange_is_compared_like_a_queue,
         existing::verifying_compares_and_makes_nothing,
