@@ -118,6 +118,8 @@ pub(crate) struct Inbox {
     secluded: AtomicBool,
     /// Before which of them the broker has all answers that were given.
     settled: Mutex<Option<AckToken>>,
+    /// The suspect that was handed out last.
+    out: Mutex<Option<alone::Rank>>,
     /// Copies that failed and wait until they are tried again.
     pausing: AtomicUsize,
     /// Messages that wait for their time, here.
@@ -178,6 +180,7 @@ impl Inbox {
             suspected: AtomicUsize::new(0),
             secluded: AtomicBool::new(false),
             settled: Mutex::default(),
+            out: Mutex::default(),
             pausing: AtomicUsize::new(0),
             deferred: AtomicUsize::new(0),
             hasher: RandomState::new(),

@@ -6,11 +6,13 @@
 //! gathers losses from then on was handed out at each of them, and nothing beside it. Where the library itself notes the
 //! attempts with the broker, the notes of the others are set back instead.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::sleep;
 
 use super::answer::{Hopeless, is_hopeless};
@@ -23,9 +25,11 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::outbox::Outbox;
 use crate::receiver::copier;
 
-/// How long suspects have to arrive before the first of them is handed out: they were fetched together, and come back one by
-/// one.
+/// How long no other suspect has to arrive before the first of them is handed out: they were fetched together, and come
+/// back one by one.
 const GATHERED: Duration = Duration::from_millis(100);
+/// How often that is waited for.
+const GATHERINGS: usize = 10;
 
 /// How those are told apart that were lost together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +52,21 @@ impl Suspect {
     pub(super) fn into_held(self) -> Held {
         self.held
     }
+}
+
+impl Suspect {
+    fn rank(&self) -> Rank {
+        let message = &self.held.message;
+        Rank { losses: self.losses, name: Reverse((message.get_id().map(str::to_owned), message.payload().clone())) }
+    }
+}
+
+/// Which suspect is handed out first: the one that was lost most often. Of those that were lost together, one of which was
+/// out, it is the same one in every process, in whatever order they arrive.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rank {
+    losses: u32,
+    name: Reverse<(Option<String>, Bytes)>,
 }
 
 /// What a fetch does while there are suspects.
@@ -175,8 +194,10 @@ impl Inbox {
         });
         gone.iter().for_each(|suspect| self.finish(&suspect.held));
         if self.secluded.load(Ordering::Acquire) {
-            // One is out: what came meanwhile is not to be lost with it once more.
-            self.clear_but(None);
+            // One is out: what came meanwhile is not to be lost with it once more. What would have been handed out before
+            // it is more likely to have been the reason of its losses, which are not forgotten.
+            let out = self.out.lock();
+            self.clear(|suspect| out.as_ref().is_none_or(|out| suspect.rank() < *out), None);
         }
         if !self.is_alone() {
             return Alone::Wait;
@@ -187,10 +208,11 @@ impl Inbox {
         };
         let settled = self.settled.lock().take() == Some(token);
         // Some may have come since.
-        let cleared = self.clear_but(Some((token, attempt)));
+        let cleared = self.clear(|suspect| suspect.held.token != token, Some((token, attempt)));
         if settled && !cleared {
             let taken = self.with_suspects(|suspects| suspects.extract_if(.., |s| s.held.token == token).next());
             if let Some(suspect) = taken {
+                *self.out.lock() = Some(suspect.rank());
                 self.secluded.store(true, Ordering::Release);
                 return Alone::HandOut(suspect.held.into_run());
             }
@@ -199,21 +221,18 @@ impl Inbox {
         Alone::Wait
     }
 
-    /// The one that was lost most often, and of those the first.
     fn next_suspect(&self) -> Option<(AckToken, u32)> {
         let suspects = self.suspects.lock();
-        let worst = suspects.iter().rev().max_by_key(|suspect| suspect.losses)?;
+        let worst = suspects.iter().rev().max_by_key(|suspect| suspect.rank())?;
         Some((worst.held.token, worst.held.attempt))
     }
 
-    /// Clears all others of the losses that they had beside it; whether there were any.
-    fn clear_but(self: &Arc<Self>, next: Option<(AckToken, u32)>) -> bool {
-        let token = next.map(|(token, _)| token);
-        let is_other = |suspect: &Suspect| Some(suspect.held.token) != token && suspect.losses > 0;
+    /// Clears others of the losses that they had beside the next; whether there were any.
+    fn clear(self: &Arc<Self>, is_other: impl Fn(&Suspect) -> bool, next: Option<(AckToken, u32)>) -> bool {
         if self.telling() == Some(Telling::Notes) {
             return self.with_suspects(|suspects| {
                 let mut cleared = false;
-                for suspect in suspects.iter_mut().filter(|suspect| Some(suspect.held.token) != token) {
+                for suspect in suspects.iter_mut().filter(|suspect| is_other(suspect)) {
                     // As if it had not been handed out before: the note counts the delivery that is under way.
                     self.consumer.note_attempt(suspect.held.token, self.config.max_deliveries);
                     cleared |= suspect.losses > 0;
@@ -225,7 +244,9 @@ impl Inbox {
                 cleared
             });
         }
-        let lost = self.with_suspects(|suspects| suspects.extract_if(.., |s| is_other(s)).collect::<Vec<_>>());
+        let lost = self.with_suspects(|suspects| {
+            suspects.extract_if(.., |suspect| suspect.losses > 0 && is_other(suspect)).collect::<Vec<_>>()
+        });
         let cleared = !lost.is_empty();
         lost.into_iter().for_each(|suspect| self.copy_marked(suspect.held));
         cleared
@@ -250,9 +271,12 @@ impl Inbox {
         let is_first = !self.secluded.load(Ordering::Acquire);
         self.spawn(async move |inbox| {
             let _copying = copying;
-            if is_first {
-                // What a lost process had comes back one by one.
+            for _ in 0..if is_first { GATHERINGS } else { 0 } {
+                let before = inbox.suspected.load(Ordering::Acquire);
                 sleep(GATHERED).await;
+                if inbox.suspected.load(Ordering::Acquire) == before {
+                    break;
+                }
             }
             inbox.drained(|inbox| inbox.copies_under_way().saturating_sub(1)).await;
             if let Err(error) = inbox.flush_answers().await {
