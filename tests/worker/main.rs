@@ -8,6 +8,8 @@ mod child;
 mod killed;
 mod order;
 mod place;
+mod promises;
+mod running;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -41,6 +43,15 @@ fn main() -> ExitCode {
         case("failures_end_after_exactly_max_deliveries_across_restarts", attempts::exact);
         case("an_error_is_the_reason_of_its_dead_letter", attempts::reason);
         case("a_drain_gives_back_what_it_has", attempts::drain);
+        case("a_retry_is_not_early_and_holds_up_nothing", promises::retry);
+        case("exactly_those_that_failed_are_dead_letters", promises::exactly);
+        case("all_arrive_though_some_fail_and_panic", promises::all_arrive);
+        case("a_delay_is_never_early", promises::delay);
+        case("what_is_past_its_time_is_not_worked_on", promises::expired);
+        case("a_handler_of_three_leases_sees_its_message_once", promises::long);
+        case("one_of_two_workers_ends_and_the_other_goes_on", promises::one_of_two);
+        case("workers_that_ended_leave_nothing_open", promises::lives);
+        case("a_key_that_waits_holds_up_no_other", order::waits);
         case("the_order_of_each_key_is_kept_by_64_handlers", order::kept);
         case("64_handlers_are_faster_than_one", order::faster);
         if place.durable {

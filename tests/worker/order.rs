@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::Outcome;
 use crate::place::{Place, full, run, until};
+use crate::running::Running;
 
 const KEYS: usize = 1000;
 /// Rates are measured so often at most.
@@ -62,6 +63,35 @@ pub(crate) fn kept(place: Arc<Place>) -> Outcome {
         assert!(report.counts.failed > 0, "{report:?}");
         assert!(wrong.lock().is_empty(), "{} out of order, such as {}", wrong.lock().len(), wrong.lock()[0]);
         assert!(reached.lock().len() == keys && reached.lock().values().all(|reached| *reached == each));
+        Ok(())
+    })
+}
+
+/// While one key waits for its retry, all others go on, and its own do not pass it.
+pub(crate) fn waits(place: Arc<Place>) -> Outcome {
+    run(async move {
+        let delay = Duration::from_secs(3);
+        let queue = place.ordered("waits");
+        let client = place.client().await?;
+        let opening = place.in_order(client.receiver(&*queue)).backoff(delay, delay);
+        let worker = Worker::new(opening.await?).concurrency(16);
+        let batch = (0..60).map(|n| Message::new(n.to_string()).key(format!("key-{}", n % 20)));
+        client.sender(&*queue).await?.send_batch(batch).await?;
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let logging = log.clone();
+        let running = Running::start(worker, move |job: Job| {
+            let number: u32 = job.text().unwrap_or_default().parse().unwrap_or_default();
+            logging.lock().push((number, job.attempt()));
+            async move { if (number, job.attempt()) == (7, 1) { Err(Failure::temporary("once")) } else { Ok(()) } }
+        });
+        running.until(|counts| counts.processed == 60).await;
+        running.stop().await?;
+        let log = log.lock();
+        let place_of = |entry| log.iter().position(|seen| *seen == entry);
+        let again = place_of((7, 2)).ok_or("7 did not come again")?;
+        assert!(place_of((27, 1)) > Some(again) && place_of((47, 1)) > place_of((27, 1)), "{log:?}");
+        let others = log[..again].iter().filter(|(number, _)| number % 20 != 7).count();
+        assert_eq!(others, 57, "{log:?}");
         Ok(())
     })
 }
