@@ -1,9 +1,9 @@
-//! The loop of the README under faults: a broker that is killed and comes back, an endpoint that freezes or is cut off.
+//! The loop of the README and a worker beside it under faults: a broker that is killed and comes back, an endpoint that freezes or is cut off.
 //!
 //! These tests start brokers of their own and do them harm, so plain `cargo test` leaves them out;
 //! `scripts/test` runs them (`FAULTS` sets how many faults each sees, 3 by default).
 
-#[cfg(all(feature = "amqp", feature = "kafka", feature = "sqs"))]
+#[cfg(all(feature = "amqp", feature = "kafka", feature = "sqs", feature = "worker"))]
 mod support;
 
 /// Tells a run without the features what it leaves out.
@@ -12,7 +12,7 @@ mod support;
 #[ignore = "brokers killed, frozen and cut off: needs --features full; run by scripts/test"]
 fn faults_of_brokers() {}
 
-#[cfg(all(feature = "amqp", feature = "kafka", feature = "sqs"))]
+#[cfg(all(feature = "amqp", feature = "kafka", feature = "sqs", feature = "worker"))]
 mod with_brokers {
 
     use std::collections::HashMap;
@@ -20,6 +20,7 @@ mod with_brokers {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::time::Duration;
 
+    use anyqueue::worker::{Job, Report, Worker};
     use anyqueue::{Client, Delivery, ErrorKind, Message, Result};
     use parking_lot::Mutex;
     use tokio::time::{Instant, sleep, timeout};
@@ -40,13 +41,18 @@ mod with_brokers {
     struct Ledger {
         processed: Mutex<HashMap<String, usize>>,
         sent: AtomicUsize,
+        /// By the worker, of those that were processed.
+        worked: AtomicUsize,
     }
 
     impl Ledger {
         async fn work(&self, delivery: &Delivery) -> Result<()> {
-            let name = delivery.text().unwrap_or_default().to_owned();
-            *self.processed.lock().entry(name).or_default() += 1;
+            self.note(delivery.text().unwrap_or_default());
             Ok(())
+        }
+
+        fn note(&self, name: &str) {
+            *self.processed.lock().entry(name.to_owned()).or_default() += 1;
         }
     }
 
@@ -62,6 +68,17 @@ mod with_brokers {
             };
         }
         Ok(())
+    }
+
+    /// A worker on the same queue.
+    async fn work(client: Client, ledger: Arc<Ledger>) -> Report {
+        let worker = Worker::new(client.receiver("orders").await.unwrap()).concurrency(16);
+        let serve = worker.serve(move |job: Job| {
+            ledger.worked.fetch_add(1, Ordering::Relaxed);
+            ledger.note(job.text().unwrap_or_default());
+            async {}
+        });
+        serve.await
     }
 
     /// Sends every message, those that failed again under a new name; gives the names that were confirmed.
@@ -92,6 +109,7 @@ mod with_brokers {
         let ledger = Arc::new(Ledger::default());
         let client = anyqueue::connect(url).await.unwrap();
         let receiver = tokio::spawn(receive(anyqueue::connect(url).await.unwrap(), ledger.clone()));
+        let worker = tokio::spawn(work(anyqueue::connect(url).await.unwrap(), ledger.clone()));
         let sender = tokio::spawn(send(client.clone(), ledger.clone()));
         // RabbitMQ 3.10 can lose a quorum queue that is killed right after it was declared.
         let declared = Instant::now();
@@ -113,6 +131,9 @@ mod with_brokers {
             if receiver.is_finished() {
                 panic!("the receiver gave up: {:?}", receiver.await);
             }
+            if worker.is_finished() {
+                panic!("the worker gave up: {:?}", worker.await);
+            }
             assert!(
                 started.elapsed() < PATIENCE,
                 "{} confirmed messages never came, such as {:?}",
@@ -122,7 +143,9 @@ mod with_brokers {
             sleep(Duration::from_millis(50)).await;
         }
         let repeats: usize = ledger.processed.lock().values().map(|n| n - 1).sum();
-        println!("{} confirmed, all processed; {repeats} processed more than once", confirmed.len());
+        let worked = ledger.worked.load(Ordering::Relaxed);
+        println!("{} confirmed, all processed, {worked} by the worker; {repeats} more than once", confirmed.len());
+        assert!(worked > 0, "the worker had nothing to do");
         let dead = client
             .receiver("orders-dlq")
             .discard_dead_letters()
@@ -132,6 +155,7 @@ mod with_brokers {
             .await;
         assert!(dead.unwrap().is_empty(), "nothing was rejected, so nothing is a dead letter");
         receiver.abort();
+        worker.abort();
         client.close(Duration::from_secs(5)).await;
     }
 
