@@ -2,7 +2,8 @@
 //! order: many times, without a server.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::any::Any;
+mod fake;
+
 use std::fmt;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fake::Fake;
 use parking_lot::Mutex;
 use queue_core::*;
 use tokio::time::{Instant, timeout};
@@ -69,6 +71,16 @@ impl fmt::Debug for Process {
 impl Process {
     fn is_dead(&self) -> bool {
         self.is_dead.load(Atomic::Acquire)
+    }
+
+    fn client(&self) -> Client {
+        let of = self.clone();
+        Client::from_broker(Arc::new(Fake {
+            caps: Self::capable(),
+            producer: Box::new(move |to| Ok(Arc::new(Self { to: to.name().to_owned(), ..of.clone() }))),
+            consumer: Some(Arc::new(self.clone())),
+            closes: Arc::default(),
+        }))
     }
 
     /// Nothing that it does reaches the broker any more, and what it had is there again.
@@ -172,46 +184,6 @@ impl Consumer for Process {
     }
 }
 
-#[async_trait]
-impl Broker for Process {
-    fn capabilities(&self) -> Arc<Capabilities> {
-        Self::capable()
-    }
-    async fn producer(&self, to: &Address, _: &ProducerOptions) -> Result<Arc<dyn Producer>> {
-        Ok(Arc::new(Self { to: to.name().to_owned(), ..self.clone() }))
-    }
-    async fn consumer(&self, _: &Source, _: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
-        Ok(Arc::new(self.clone()))
-    }
-    async fn declare(&self, _: &Topology) -> Result<()> {
-        Ok(())
-    }
-    async fn verify(&self, _: &Topology) -> Result<()> {
-        Ok(())
-    }
-    async fn delete(&self, _: &Address) -> Result<()> {
-        Ok(())
-    }
-    async fn purge(&self, _: &Address) -> Result<()> {
-        Ok(())
-    }
-    async fn stats(&self, _: &Source) -> Result<Stats> {
-        Ok(Stats::default())
-    }
-    fn health(&self) -> Health {
-        Health::up()
-    }
-    async fn ping(&self) -> Result<()> {
-        Ok(())
-    }
-    fn native(&self) -> &(dyn Any + Send + Sync) {
-        self
-    }
-    async fn close(&self, _: Instant) -> CloseReport {
-        CloseReport::default()
-    }
-}
-
 /// How many processes the killer took, and which messages others processed.
 async fn run(seed: u64, neighbours: usize) -> (usize, Vec<String>, Vec<String>) {
     let queue = Arc::new(Queue { random: Mutex::new(fastrand::Rng::with_seed(seed)), ..Queue::default() });
@@ -220,8 +192,7 @@ async fn run(seed: u64, neighbours: usize) -> (usize, Vec<String>, Vec<String>) 
     let (mut kills, mut processed) = (0, Vec::new());
     for number in 0.. {
         let process = Process { queue: queue.clone(), number, is_dead: Arc::default(), to: String::new() };
-        let client = Client::from_broker(Arc::new(process.clone()));
-        let mut receiver = client.receiver("jobs").max_deliveries(MAX_DELIVERIES).await.unwrap();
+        let mut receiver = process.client().receiver("jobs").max_deliveries(MAX_DELIVERIES).await.unwrap();
         // Handlers that take a second; the killer kills at once.
         let mut busy: Vec<Delivery> = Vec::new();
         loop {

@@ -1,7 +1,8 @@
 //! Promises of the handles and of the memory broker in the corners: late, out of order, dropped midway, over a limit.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use std::any::Any;
+mod fake;
+
 use std::collections::VecDeque;
 use std::fmt;
 use std::future::Future;
@@ -13,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use fake::Fake;
 use futures::FutureExt as _;
 use parking_lot::Mutex;
 use queue_core::*;
@@ -142,62 +144,6 @@ impl Consumer for FakeConsumer {
     }
 }
 
-type Open = Box<dyn Fn(&Address) -> Result<Arc<dyn Producer>> + Send + Sync>;
-struct Fake {
-    caps: Arc<Capabilities>,
-    producer: Open,
-    consumer: Option<Arc<FakeConsumer>>,
-    closes: Arc<AtomicUsize>,
-}
-impl fmt::Debug for Fake {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Fake")
-    }
-}
-#[async_trait]
-impl Broker for Fake {
-    fn capabilities(&self) -> Arc<Capabilities> {
-        self.caps.clone()
-    }
-    async fn producer(&self, to: &Address, options: &ProducerOptions) -> Result<Arc<dyn Producer>> {
-        if to.name() == "blocked" {
-            options.events.set_problem("link", Some((HealthState::Down, "blocked by the broker".to_owned())));
-        }
-        (self.producer)(to)
-    }
-    async fn consumer(&self, _: &Source, _: &ConsumerOptions) -> Result<Arc<dyn Consumer>> {
-        Ok(self.consumer.clone().unwrap())
-    }
-    async fn declare(&self, _: &Topology) -> Result<()> {
-        Ok(())
-    }
-    async fn verify(&self, _: &Topology) -> Result<()> {
-        Ok(())
-    }
-    async fn delete(&self, _: &Address) -> Result<()> {
-        Ok(())
-    }
-    async fn purge(&self, _: &Address) -> Result<()> {
-        Ok(())
-    }
-    async fn stats(&self, _: &Source) -> Result<Stats> {
-        Ok(Stats::default())
-    }
-    fn health(&self) -> Health {
-        Health::up()
-    }
-    async fn ping(&self) -> Result<()> {
-        Ok(())
-    }
-    fn native(&self) -> &(dyn Any + Send + Sync) {
-        self
-    }
-    async fn close(&self, _: Instant) -> CloseReport {
-        self.closes.fetch_add(1, Atomic::SeqCst);
-        CloseReport::default()
-    }
-}
-
 fn caps() -> Capabilities {
     let mut c = Capabilities::default();
     c.topics = true;
@@ -217,7 +163,7 @@ fn receiving(consumer: &Arc<FakeConsumer>) -> Client {
     Client::from_broker(Arc::new(Fake {
         caps: consumer.caps.clone(),
         producer: Box::new(move |_| Ok(producer.clone())),
-        consumer: Some(consumer.clone()),
+        consumer: Some(consumer.clone() as Arc<dyn Consumer>),
         closes: Arc::default(),
     }))
 }
@@ -541,7 +487,7 @@ async fn a_dropped_client_close_can_be_done_again() {
     let client = Client::from_broker(Arc::new(Fake {
         caps: Arc::new(caps()),
         producer: Box::new(move |_| Ok(producer.clone())),
-        consumer: Some(consumer.clone()),
+        consumer: Some(consumer.clone() as Arc<dyn Consumer>),
         closes: closes.clone(),
     }));
     let mut inbox = client.receiver("q").await.unwrap();
@@ -654,7 +600,7 @@ async fn a_dropped_receiver_close_leaks_no_task() {
                 Ok(producer)
             }
         }),
-        consumer: Some(consumer.clone()),
+        consumer: Some(consumer.clone() as Arc<dyn Consumer>),
         closes: Arc::default(),
     }));
     let mut inbox = client.receiver("q").await.unwrap();
