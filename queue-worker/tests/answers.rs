@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use common::{Outcome, Running, broker, only, receiver};
+use common::{Outcome, Running, broker, only, reasons, receiver};
 use queue_core::{Message, dead_letter};
 use queue_worker::{
     Backoff, Batches, BoxError, Breaker, Failure, IntoHandler, Job, Json, OrFail, Payload, Retry, Router, Worker,
@@ -395,14 +395,7 @@ async fn json_is_read_and_what_is_none_is_a_dead_letter() -> Outcome {
     running.until(|counts| counts.processed == 2 && counts.dead_lettered == 2).await?;
     assert_eq!(running.stop().await?.counts.failed, 2);
     assert_eq!(sum.load(Ordering::Relaxed), 15);
-    let mut dead = receiver(&client, "orders-dlq").await?;
-    let mut reasons = Vec::new();
-    for _ in 0..2 {
-        let letter = dead.receive().await?;
-        reasons.push(text(&letter, dead_letter::REASON).unwrap_or_default().to_owned());
-        letter.ack();
-    }
-    reasons.sort();
+    let reasons = reasons(&client, 2).await?;
     assert_eq!(reasons[0], "missing field `id` at line 1 column 2");
     assert_eq!(reasons[1], "the content type is application/xml, expected application/json");
     Ok(())
@@ -433,14 +426,7 @@ async fn a_router_finds_the_handler_and_says_when_there_is_none() -> Outcome {
     running.until(|counts| counts.processed == 5 && counts.dead_lettered == 2).await?;
     running.stop().await?;
     assert_eq!(total.load(Ordering::Relaxed), 105);
-    let mut dead = receiver(&client, "orders-dlq").await?;
-    let mut reasons = Vec::new();
-    for _ in 0..2 {
-        let letter = dead.receive().await?;
-        reasons.push(text(&letter, dead_letter::REASON).unwrap_or_default().to_owned());
-        letter.ack();
-    }
-    reasons.sort();
+    let reasons = reasons(&client, 2).await?;
     assert_eq!(reasons, [r#"no handler is for "divide""#, "the message does not say which handler it is for"]);
     Ok(())
 }

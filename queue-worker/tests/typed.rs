@@ -10,8 +10,8 @@
 
 mod common;
 
-use common::{Outcome, Running, broker, receiver};
-use queue_core::{ErrorKind, Message, dead_letter};
+use common::{Outcome, Running, broker, reasons, receiver};
+use queue_core::{ErrorKind, Message};
 use queue_worker::codec::{Cbor, Codec, Decode, Encode, Gzip, Json, MessagePack, Protobuf, Zstd};
 use queue_worker::{Job, Typed, TypedReceiver, TypedSender, Worker};
 
@@ -131,17 +131,8 @@ async fn what_cannot_be_read_is_a_dead_letter_and_the_next_comes() -> Outcome {
     let (value, delivery) = inbox.receive().await?;
     assert_eq!(value, order());
     delivery.ack();
-    let mut dead = receiver(&client, "orders-dlq").await?;
-    let mut reasons = Vec::new();
-    for _ in 0..3 {
-        let letter = dead.receive().await?;
-        let reason = letter.headers().get(dead_letter::REASON).and_then(|value| value.as_str());
-        reasons.push(reason.unwrap_or_default().to_owned());
-        letter.ack();
-    }
-    reasons.sort();
     assert_eq!(
-        reasons,
+        reasons(&client, 3).await?,
         [
             "missing field `id` at line 1 column 2",
             "the content encoding is gzip, expected none",

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Client, Receiver, memory};
+use queue_core::{Client, Receiver, dead_letter, memory};
 use queue_worker::{Control, IntoHandler, Report, Worker};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -66,4 +66,18 @@ pub async fn only(client: &Client, queue: &str) -> Outcome<queue_core::Delivery>
 
 pub async fn receiver(client: &Client, queue: &str) -> Outcome<Receiver> {
     Ok(client.receiver(queue).discard_dead_letters().await?)
+}
+
+/// Why so many messages of `orders` died, sorted.
+pub async fn reasons(client: &Client, count: usize) -> Outcome<Vec<String>> {
+    let mut dead = receiver(client, "orders-dlq").await?;
+    let mut reasons = Vec::new();
+    for _ in 0..count {
+        let letter = dead.receive().await?;
+        let reason = letter.headers().get(dead_letter::REASON).and_then(|value| value.as_str());
+        reasons.push(reason.unwrap_or_default().to_owned());
+        letter.ack();
+    }
+    reasons.sort();
+    Ok(reasons)
 }
