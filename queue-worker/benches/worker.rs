@@ -1,9 +1,9 @@
 //! What the worker costs beside a bare loop over the receiver: CPU of the process per message, on the embedded broker.
 //!
 //! Each run is a process of its own (this program again), and the two sides alternate, so that noise hits both. Both take
-//! the same messages, which are there before the clock starts, and acknowledge each. The difference of the two is what the
-//! worker costs: a place among the handlers, an answer by the result, and, for handlers that wait (for one turn of the
-//! runtime here), a task for each message. Those that do not wait run in the worker's own.
+//! the same messages, which are there before the clock starts, do the same with each, and acknowledge it. The difference
+//! of the two is what the worker costs: a place among the handlers, an answer by the result, and, for handlers that wait
+//! (for one turn of the runtime here), a task for each message. Those that do not wait run in the worker's own.
 //!
 //! | variable | |
 //! | --- | --- |
@@ -55,17 +55,17 @@ async fn measure(run: &Run) -> Outcome {
     }
     let messages = run.messages / BATCH * BATCH;
     let mut receiver = client.receiver(run.queue()).await.unwrap();
+    let waits = run.case.ends_with("wait");
     let meter = Meter::start();
     if run.raw {
         for _ in 0..messages {
             let delivery = receiver.receive().await.unwrap();
-            std::hint::black_box(delivery.payload().len());
+            handle(&delivery, waits).await;
             delivery.ack();
         }
         return meter.end(messages);
     }
     let handlers = if run.case.starts_with("64") { 64 } else { 1 };
-    let waits = run.case.ends_with("wait");
     let worker = Worker::new(receiver).concurrency(handlers);
     let control = worker.control();
     let mut left = messages;
@@ -74,15 +74,18 @@ async fn measure(run: &Run) -> Outcome {
         if left == 0 {
             control.stop();
         }
-        async move {
-            std::hint::black_box(job.payload().len());
-            if waits {
-                tokio::task::yield_now().await;
-            }
-        }
+        async move { handle(job.message(), waits).await }
     });
     assert_eq!(report.await.counts.processed, messages as u64);
     meter.end(messages)
+}
+
+/// What both sides do with a message.
+async fn handle(message: &Message, waits: bool) {
+    std::hint::black_box(message.payload().len());
+    if waits {
+        tokio::task::yield_now().await;
+    }
 }
 
 fn runtime() -> tokio::runtime::Runtime {
