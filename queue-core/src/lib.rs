@@ -20,6 +20,8 @@ pub mod files;
 mod headers;
 mod hold;
 mod inbox;
+#[cfg(any(feature = "conformance", feature = "testing"))]
+mod interpose;
 mod lease;
 pub mod memory;
 mod message;
@@ -32,6 +34,8 @@ mod request;
 mod secret;
 mod sender;
 mod sink;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod token;
 mod topology;
 mod transaction;
