@@ -112,8 +112,9 @@ async fn an_assertion_that_fails_tells_what_happened_instead() -> Result<()> {
     let start = Instant::now();
     orders.send(Message::new("7").key("k").id("a").header("tenant", "acme").header("n", 7)).await?;
     inbox.receive().await?.retry_after(SECOND);
+    let _again = inbox.receive().await?;
     let text = failure(client.dead_lettered("orders").within(2 * SECOND).one()).await;
-    assert_eq!(start.elapsed(), 2 * SECOND);
+    assert_eq!(start.elapsed().as_secs(), 3);
     let shown = r#""7", key "k", id "a", tenant="acme", n=Int(7)"#;
     for line in [
         "expected 1 dead-lettered from orders within 2s, found 0; this happened:".to_owned(),
@@ -209,7 +210,12 @@ async fn a_send_is_delayed_and_doubled() -> Result<()> {
     let orders = client.sender("orders").deadline(SECOND).await?;
     client.faults().on_send("orders").delay(HOUR);
     assert_eq!(orders.send("late").await.unwrap_err().kind(), ErrorKind::Timeout);
-    client.sent("orders").within(2 * HOUR).matching(|sent| sent.message.text() == Some("late")).none_within(2 * HOUR).await;
+    client
+        .sent("orders")
+        .within(2 * HOUR)
+        .matching(|sent| sent.message.text() == Some("late"))
+        .none_within(2 * HOUR)
+        .await;
     assert!(client.tried("orders").matching(|tried| tried.message.text() == Some("late")).all().len() == 1);
     Ok(())
 }
@@ -223,7 +229,7 @@ async fn a_receipt_is_lost_delayed_and_doubled() -> Result<()> {
     let start = Instant::now();
     orders.send("lost").await?;
     let delivery = inbox.receive().await?;
-    assert_eq!(start.elapsed(), 30 * SECOND, "its lease has ended");
+    assert_eq!(start.elapsed().as_secs(), 30, "its lease has ended");
     delivery.ack();
 
     faults.on_receive("orders").nth(1).delay(SECOND);
@@ -281,7 +287,7 @@ async fn an_ack_is_refused_lost_and_late() -> Result<()> {
     let start = Instant::now();
     assert_eq!(inbox.receive().await?.ack(), Answered::Accepted);
     let again = inbox.receive().await?;
-    assert_eq!(start.elapsed(), 30 * SECOND);
+    assert_eq!(start.elapsed().as_secs(), 30);
     client.acked("orders").one().await;
 
     faults.on_ack("orders").nth(1).delay(SECOND);

@@ -21,8 +21,9 @@ use super::journal::Entry;
 use super::record::{ReceivedRecord, RecordedAnswer};
 use crate::address::{Address, Source};
 use crate::broker::{CloseReport, ConsumerOptions};
-use crate::capability::Capabilities;
+use crate::capability::{Capabilities, RetryVia};
 use crate::consumer::{AckReport, AckToken, Answer, Consumer, Received, Settled};
+use crate::dead_letter;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::event::{EventKind, Events};
 use crate::message::Message;
@@ -121,11 +122,16 @@ impl TestConsumer {
     }
 
     fn hand_over(&self, item: Received, into: &mut Vec<Received>) {
-        let message = match &item.message {
+        let mut message = match &item.message {
             Ok(message) => message.clone(),
             Err(undecodable) => Message::new(undecodable.raw.clone()),
         };
-        let attempt = item.attempt;
+        // A copy that makes a retry says which attempt it is, as the receiver reads it.
+        let (noted, _) = dead_letter::take_retry(&mut message);
+        let attempt = match self.inner.capabilities().retry_via {
+            RetryVia::InPlace => item.attempt.max(noted),
+            _ => item.attempt.saturating_add(noted - 1),
+        };
         self.state.lock().held.insert(item.token, Held { message: message.clone(), attempt });
         let record = ReceivedRecord { source: self.source.clone(), message, attempt };
         self.recorder.journal.add(Entry::Received(record));

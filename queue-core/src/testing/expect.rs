@@ -153,7 +153,6 @@ impl<R: Record> Expect<R> {
         }
     }
 
-    #[expect(clippy::panic, reason = "an assertion that fails panics")]
     fn fail(&self, at: &Location<'_>, expected: &str, within: Option<Duration>, found: usize) -> ! {
         let within = within.map(|within| format!(" within {within:?}")).unwrap_or_default();
         let mut text = format!("{at}: expected {expected} {}{within}, found {found}", self.what);

@@ -56,10 +56,12 @@ mod fault;
 mod journal;
 mod producer;
 mod record;
+mod script;
 
 pub use client::{Recorder, TestClient};
 pub use expect::Expect;
-pub use fault::{Fault, Faults, OnAck, OnReceive, OnSend, Operation, Scripted};
+pub use fault::Faults;
 pub use record::{AnswerRecord, ReceivedRecord, Record, RecordedAnswer, SentRecord};
+pub use script::{Fault, OnAck, OnReceive, OnSend, Operation, Scripted};
 
 pub use crate::interpose::{Interpose, PassThrough};

@@ -37,12 +37,7 @@ struct Shared {
 }
 
 impl TestProducer {
-    pub(super) fn new(
-        inner: Arc<dyn Producer>,
-        to: &Address,
-        options: &ProducerOptions,
-        recorder: &Recorder,
-    ) -> Self {
+    pub(super) fn new(inner: Arc<dyn Producer>, to: &Address, options: &ProducerOptions, recorder: &Recorder) -> Self {
         Self(Arc::new(Shared {
             inner,
             to: to.clone(),

@@ -33,7 +33,7 @@ pub struct ReceivedRecord {
     pub source: Source,
     /// The message; of one that could not be decoded, its raw body.
     pub message: Message,
-    /// Which attempt it is, as the broker counts.
+    /// Which attempt it is: what the broker counts, with the library's own count where a copy made the retry.
     pub attempt: u32,
 }
 
