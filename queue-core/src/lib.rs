@@ -50,7 +50,7 @@ pub use crate::bindings::{Bindings, Connections};
 pub use crate::broker::{
     Broker, BrokerLayer, CloseReport, Connect, ConsumerOptions, Driver, Options, PartitionStats, ProducerOptions, Stats,
 };
-pub use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
+pub use crate::capability::{Capabilities, DeliveryCount, EventBinding, Ordering, RetryVia};
 pub use crate::client::Client;
 pub use crate::completion::Completion;
 pub use crate::config::{Endpoint, Host, option_names, unknown_option};

@@ -82,6 +82,20 @@ async fn a_retry_is_recorded_on_brokers_that_make_it_otherwise() -> Result<()> {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_copy_whose_message_was_lost_makes_no_retry_of_an_ack() -> Result<()> {
+    let client = TestClient::with_profile(Profile::Amqp);
+    let (orders, mut inbox) = open(&client).await?;
+    orders.send("7").await?;
+    client.faults().on_ack("orders").nth(1).fail(ErrorKind::LeaseLost);
+    inbox.receive().await?.retry_after(SECOND);
+    let (original, copy) = (inbox.receive().await?, inbox.receive().await?);
+    assert_eq!((original.attempt(), copy.attempt()), (1, 2));
+    copy.ack();
+    assert_eq!(client.acked("orders").one().await.attempt, 2);
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_assertion_waits_until_it_is_so() -> Result<()> {
     let client = TestClient::new();
     let (orders, _inbox) = open(&client).await?;

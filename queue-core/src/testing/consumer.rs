@@ -39,7 +39,7 @@ pub(super) struct TestConsumer {
     events: Events,
     runtime: Handle,
     state: Mutex<State>,
-    /// Woken when the connection is lost, and when it is back.
+    /// Woken when the connection is lost.
     poller: Arc<AtomicWaker>,
 }
 

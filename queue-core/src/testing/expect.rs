@@ -144,8 +144,8 @@ impl<R: Record> Expect<R> {
     async fn wait_for(&self, count: usize) -> Vec<R> {
         let deadline = Instant::now() + self.within;
         loop {
-            let mut changed = std::pin::pin!(self.journal.changed.notified());
-            changed.as_mut().enable();
+            // Before it looks: from now on it hears of what is added.
+            let changed = self.journal.changed.notified();
             let found = self.all();
             if found.len() >= count || timeout_at(deadline, changed).await.is_err() {
                 return found;

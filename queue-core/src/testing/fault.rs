@@ -55,7 +55,7 @@ struct Inner {
     script: Mutex<Script>,
     /// How often the connection was lost.
     losses: AtomicU64,
-    /// Those that wait for messages; a lost connection wakes them.
+    /// Those that wait for messages; a lost connection wakes them, to let go of what they hold.
     pollers: Mutex<Vec<Weak<AtomicWaker>>>,
 }
 
@@ -179,7 +179,7 @@ impl Faults {
         self.0.losses.fetch_add(1, Ordering::AcqRel);
         events.emit(EventKind::Disconnected, SUBJECT, Some(broken(Outcome::Unknown)));
         events.set_problem(SUBJECT, Some((HealthState::Down, "the connection is down".to_owned())));
-        self.wake();
+        self.0.pollers.lock().iter().filter_map(Weak::upgrade).for_each(|poller| poller.wake());
         let (faults, events) = (Arc::downgrade(&self.0), events.clone());
         runtime.spawn(async move {
             tokio::time::sleep(down).await;
@@ -187,13 +187,8 @@ impl Faults {
             if faults.down_until().is_none() {
                 events.set_problem(SUBJECT, None);
                 events.emit(EventKind::Connected, SUBJECT, None);
-                faults.wake();
             }
         });
-    }
-
-    fn wake(&self) {
-        self.0.pollers.lock().iter().filter_map(Weak::upgrade).for_each(|poller| poller.wake());
     }
 }
 
