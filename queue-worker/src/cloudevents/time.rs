@@ -9,7 +9,14 @@ const END: Duration = Duration::from_secs(253_402_300_800);
 
 pub(super) fn format(time: SystemTime) -> Result<String, EventError> {
     match time.duration_since(UNIX_EPOCH) {
-        Ok(since) if since < END => Ok(humantime::format_rfc3339(time).to_string()),
+        // As short as it is exact, since not everybody reads nanoseconds.
+        Ok(since) if since < END => Ok(match since.subsec_nanos() {
+            0 => humantime::format_rfc3339_seconds(time),
+            nanos if nanos.is_multiple_of(1_000_000) => humantime::format_rfc3339_millis(time),
+            nanos if nanos.is_multiple_of(1_000) => humantime::format_rfc3339_micros(time),
+            _ => humantime::format_rfc3339_nanos(time),
+        }
+        .to_string()),
         _ => Err(EventError::Time(format!("{time:?}"))),
     }
 }
