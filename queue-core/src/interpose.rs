@@ -26,7 +26,7 @@ use crate::transaction::{Acks, Participant, TransactionOptions, TransactionSessi
 /// A layer that passes everything through, as the pattern to write others by: it overrides every method, so that none
 /// falls back to a default.
 ///
-/// What the suite proves of a driver it must prove through this layer too, with [`Layered`].
+/// What the suite proves of a driver it must prove through this layer too, with `conformance::Layered`.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PassThrough;
 

@@ -232,6 +232,10 @@ fn what_is_no_event_is_refused_with_its_reason() {
         (with("ce_time", "noon"), "`noon` is no time as 2026-01-31T08:00:00Z, from 1970 to 9999"),
         (batch, "the message is a batch of events, expected one event in a message"),
         (
+            Message::new("[]").header("Content-Type", "application/cloudevents-batch+json"),
+            "the message is a batch of events, expected one event in a message",
+        ),
+        (
             Message::new("x").content_type("application/cloudevents+avro"),
             "the event is application/cloudevents+avro, expected application/cloudevents+json",
         ),
