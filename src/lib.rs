@@ -64,4 +64,7 @@ mod guides {
     mod guide {}
     #[doc = include_str!("../docs/adding-a-broker.md")]
     mod adding_a_broker {}
+    #[cfg(all(feature = "testing", feature = "worker"))]
+    #[doc = include_str!("../docs/testing.md")]
+    mod testing {}
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use queue_core::{Address, Capabilities, DeliveryCount, Ordering, RetryVia};
+use queue_core::{Address, Capabilities, DeliveryCount, EventBinding, Ordering, RetryVia};
 
 use crate::delay::{self, MAX_DELAY};
 use crate::server::ServerInfo;
@@ -24,6 +24,7 @@ pub(crate) fn of_broker(server: &ServerInfo, delay_queues: bool) -> Capabilities
     c.own_backoff = server.is_rabbitmq(4, 3);
     c.max_message_bytes = MAX_MESSAGE_BYTES;
     c.max_headers = MAX_HEADERS;
+    c.events = Some(EventBinding::Amqp);
     c.max_ttl = MAX_TTL;
     c.ttl = true;
     // With a single active consumer.

@@ -45,6 +45,16 @@ pub enum RetryVia {
     InPlace,
 }
 
+/// The binding of CloudEvents that is the broker's: how attributes of an event travel beside its data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum EventBinding {
+    /// AMQP's: headers `cloudEvents:…`, and the property for the content type.
+    Amqp,
+    /// Kafka's: headers `ce_…` and `content-type`.
+    Kafka,
+}
+
 /// What a broker can do. The broker's own is an upper bound; those of a producer or consumer are exact for their
 /// address.
 ///
@@ -105,6 +115,8 @@ pub struct Capabilities {
     pub transactions: bool,
     /// Native requests with replies.
     pub requests: bool,
+    /// The official binding of CloudEvents; `None` where there is none, and events travel as a whole.
+    pub events: Option<EventBinding>,
     /// Which unanswered deliveries are counted.
     pub delivery_count: DeliveryCount,
     /// Messages survive a restart of the broker.
@@ -144,6 +156,7 @@ impl Default for Capabilities {
             replay: false,
             transactions: false,
             requests: false,
+            events: None,
             delivery_count: DeliveryCount::None,
             durable: false,
             purge: false,

@@ -91,6 +91,15 @@ impl Completion {
         }
     }
 
+    /// When the only message of a completion that was [`split`](Self::split) is given up by its sender, if it has one.
+    #[cfg(feature = "testing")]
+    pub(crate) fn deadline(&self) -> Option<Instant> {
+        match &self.0 {
+            Target::One(slot) => slot.block.owner.is_some().then_some(slot.block.deadline),
+            Target::Whole(_) | Target::Slots(_) | Target::Spent => None,
+        }
+    }
+
     fn place(&self, index: usize) -> Option<(&Arc<Block>, u32, u32)> {
         match &self.0 {
             Target::Whole(block) => {

@@ -20,6 +20,8 @@ pub mod files;
 mod headers;
 mod hold;
 mod inbox;
+#[cfg(any(feature = "conformance", feature = "testing"))]
+mod interpose;
 mod lease;
 pub mod memory;
 mod message;
@@ -32,6 +34,8 @@ mod request;
 mod secret;
 mod sender;
 mod sink;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod token;
 mod topology;
 mod transaction;
@@ -46,7 +50,7 @@ pub use crate::bindings::{Bindings, Connections};
 pub use crate::broker::{
     Broker, BrokerLayer, CloseReport, Connect, ConsumerOptions, Driver, Options, PartitionStats, ProducerOptions, Stats,
 };
-pub use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
+pub use crate::capability::{Capabilities, DeliveryCount, EventBinding, Ordering, RetryVia};
 pub use crate::client::Client;
 pub use crate::completion::Completion;
 pub use crate::config::{Endpoint, Host, option_names, unknown_option};

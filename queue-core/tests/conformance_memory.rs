@@ -1,9 +1,10 @@
-//! The conformance suite on the memory broker: as it is, with the habits of each other broker, and through a layer.
+//! The conformance suite on the memory broker: as it is, with the habits of each other broker, and through layers.
 
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use queue_core::conformance::{Harness, Layered, PassThrough, run};
+use queue_core::testing::Recorder;
 use queue_core::{Driver, memory};
 
 struct Memory {
@@ -38,6 +39,9 @@ impl Harness for Memory {
 fn main() -> ExitCode {
     let profile = |name, url, suffix| -> Arc<dyn Harness> { Arc::new(Memory { name, url, suffix }) };
     let plain = Memory { name: "memory", url: "memory://layered", suffix: "" };
+    let recorded = |name, url, suffix| -> Arc<dyn Harness> {
+        Arc::new(Layered::new(Memory { name, url, suffix }, Recorder::default()))
+    };
     run([
         profile("memory", "memory://plain", ""),
         profile("memory-amqp", "memory://amqp?profile=amqp", ""),
@@ -45,5 +49,9 @@ fn main() -> ExitCode {
         profile("memory-sqs", "memory://sqs?profile=sqs", ""),
         profile("memory-sqs-fifo", "memory://sqs-fifo?profile=sqs", ".fifo"),
         Arc::new(Layered::new(plain, PassThrough)),
+        recorded("memory", "memory://recorded", ""),
+        recorded("memory-amqp", "memory://recorded-amqp?profile=amqp", ""),
+        recorded("memory-kafka", "memory://recorded-kafka?profile=kafka", ""),
+        recorded("memory-sqs-fifo", "memory://recorded-sqs-fifo?profile=sqs", ".fifo"),
     ])
 }

@@ -9,9 +9,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
-    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, Result, RetryVia, Source, Stats,
-    TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
+    Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error,
+    EventBinding, Events, Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, Result, RetryVia,
+    Source, Stats, TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
 };
 use rdkafka::{ClientConfig, Offset};
 use tokio::time::Instant;
@@ -124,6 +124,7 @@ fn capabilities(settings: &Settings) -> Capabilities {
     let mut c = Capabilities::default();
     c.max_message_bytes = settings.max_message_bytes;
     c.max_batch = MAX_BATCH;
+    c.events = Some(EventBinding::Kafka);
     c.ordering = Ordering::PerKey;
     c.topics = true;
     c.group_backlog = true;

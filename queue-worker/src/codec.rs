@@ -10,7 +10,7 @@ mod message_pack;
 #[cfg(feature = "protobuf")]
 mod protobuf;
 
-use queue_core::{Headers, Message};
+use queue_core::{Capabilities, Headers, Message};
 
 use crate::failure::BoxError;
 
@@ -21,6 +21,8 @@ pub use self::compressed::Gzip;
 #[cfg(feature = "zstd")]
 pub use self::compressed::Zstd;
 pub use self::json::Json;
+#[cfg(feature = "cloudevents")]
+pub(crate) use self::json::is_json;
 #[cfg(feature = "msgpack")]
 pub use self::message_pack::MessagePack;
 #[cfg(feature = "protobuf")]
@@ -75,6 +77,19 @@ pub trait Encode<T>: Codec {
     /// # Errors
     /// The value has no form in this format.
     fn encode(value: &T) -> Result<Vec<u8>, BoxError>;
+
+    /// Makes a message for an address that can do this: by default the payload, with content type and encoding. A format
+    /// that travels in headers as well makes its own.
+    ///
+    /// # Errors
+    /// Those of [`encode`](Self::encode).
+    fn message(value: &T, _able: &Capabilities) -> Result<Message, BoxError> {
+        let message = Message::new(Self::encode(value)?).content_type(Self::CONTENT_TYPE);
+        Ok(match Self::CONTENT_ENCODING {
+            Some(encoding) => message.header(CONTENT_ENCODING, encoding),
+            None => message,
+        })
+    }
 }
 
 /// Reads values from payloads.
@@ -84,32 +99,31 @@ pub trait Decode<T>: Codec {
     /// # Errors
     /// It is not in this format, or not this value.
     fn decode(payload: &[u8]) -> Result<T, BoxError>;
-}
 
-/// The message of a value.
-pub(crate) fn message<T, C: Encode<T>>(value: &T) -> Result<Message, BoxError> {
-    let message = Message::new(C::encode(value)?).content_type(C::CONTENT_TYPE);
-    Ok(match C::CONTENT_ENCODING {
-        Some(encoding) => message.header(CONTENT_ENCODING, encoding),
-        None => message,
-    })
-}
-
-/// The value of a message. One that does not say what it is may be anything, and is tried.
-pub(crate) fn value<T, C: Decode<T>>(message: &Message) -> Result<T, BoxError> {
-    if let Some(stated) = message.get_content_type() {
-        let essence = stated.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-        if !C::reads(&essence) {
-            return Err(format!("the content type is {stated}, expected {}", C::CONTENT_TYPE).into());
+    /// Reads a message: by default its payload, unless it says that it is something else. One that does not say what it is
+    /// may be anything, and is tried.
+    ///
+    /// # Errors
+    /// It is something else, and those of [`decode`](Self::decode).
+    fn value(message: &Message) -> Result<T, BoxError> {
+        if let Some(stated) = message.get_content_type()
+            && !Self::reads(&essence(stated))
+        {
+            return Err(format!("the content type is {stated}, expected {}", Self::CONTENT_TYPE).into());
         }
+        // RabbitMQ has a property of that name, which clients in other languages set.
+        let stated = encoding(message.headers()).or_else(|| encoding(message.native_headers()));
+        if stated != Self::CONTENT_ENCODING {
+            let [stated, expected] = [stated, Self::CONTENT_ENCODING].map(|encoding| encoding.unwrap_or("none"));
+            return Err(format!("the content encoding is {stated}, expected {expected}").into());
+        }
+        Self::decode(message.payload())
     }
-    // RabbitMQ has a property of that name, which clients in other languages set.
-    let stated = encoding(message.headers()).or_else(|| encoding(message.native_headers()));
-    if stated != C::CONTENT_ENCODING {
-        let [stated, expected] = [stated, C::CONTENT_ENCODING].map(|encoding| encoding.unwrap_or("none"));
-        return Err(format!("the content encoding is {stated}, expected {expected}").into());
-    }
-    C::decode(message.payload())
+}
+
+/// A content type in lower case and without parameters.
+pub(crate) fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 fn encoding(headers: &Headers) -> Option<&str> {

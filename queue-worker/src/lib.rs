@@ -3,6 +3,8 @@
 
 mod batch;
 mod breaker;
+#[cfg(feature = "cloudevents")]
+pub mod cloudevents;
 pub mod codec;
 mod control;
 mod counts;

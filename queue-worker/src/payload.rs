@@ -64,6 +64,6 @@ pub struct Json<T>(pub T);
 #[cfg(feature = "json")]
 impl<T: serde::de::DeserializeOwned> FromJob for Json<T> {
     fn from_job(job: &Job) -> Result<Self, Failure> {
-        codec::value::<T, codec::Json>(job.message()).map(Self).map_err(Failure::permanent)
+        <codec::Json as codec::Decode<T>>::value(job.message()).map(Self).map_err(Failure::permanent)
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use queue_core::{CloseReport, Delivery, Error, ErrorKind, Message, Receipt, Receiver, Result, Sender};
 
-use crate::codec::{self, Decode, Encode, Json};
+use crate::codec::{Decode, Encode, Json};
 use crate::failure::Failure;
 use crate::job::Job;
 use crate::payload::FromJob;
@@ -30,7 +30,7 @@ impl<T: fmt::Debug, C> fmt::Debug for Typed<T, C> {
 
 impl<T, C: Decode<T>> FromJob for Typed<T, C> {
     fn from_job(job: &Job) -> std::result::Result<Self, Failure> {
-        codec::value::<T, C>(job.message()).map(|value| Self(value, PhantomData)).map_err(Failure::permanent)
+        C::value(job.message()).map(|value| Self(value, PhantomData)).map_err(Failure::permanent)
     }
 }
 
@@ -75,7 +75,7 @@ impl<T, C: Encode<T>> TypedSender<T, C> {
     /// # Errors
     /// `Codec`: the value has no form in this format.
     pub fn message(&self, value: &T) -> Result<Message> {
-        codec::message::<T, C>(value).map_err(|error| {
+        C::message(value, &self.sender.capabilities()).map_err(|error| {
             let why = format!("the value cannot be sent as {}: {error}", C::CONTENT_TYPE);
             Error::new(ErrorKind::Codec, why).with_operation("encode").with_context("address", self.sender.address())
         })
@@ -129,7 +129,7 @@ impl<T, C: Decode<T>> TypedReceiver<T, C> {
     pub async fn receive(&mut self) -> Result<(T, Delivery)> {
         loop {
             let delivery = self.receiver.receive().await?;
-            match codec::value::<T, C>(&delivery) {
+            match C::value(&delivery) {
                 Ok(value) => return Ok((value, delivery)),
                 Err(error) => {
                     tracing::debug!(%error, "a message that cannot be read is a dead letter");

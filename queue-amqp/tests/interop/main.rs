@@ -1,10 +1,11 @@
-//! Both ways with pika, a client in another language.
+//! Both ways with pika, a client in another language, and with the SDK of CloudEvents.
 //!
 //! `scripts/interop` makes the Python that runs the programs beside this file.
 
 #[path = "../common/mod.rs"]
 mod common;
 
+mod events;
 mod from_pika;
 mod python;
 mod queues;
@@ -40,6 +41,8 @@ fn main() {
         rpc::a_receiver_answers_pika_in_its_exclusive_queue,
         rpc::a_receiver_answers_pika_directly,
         rpc::pika_answers_questions_from_here,
+        events::events_reach_the_official_sdk_in_each_mode,
+        events::events_of_the_official_sdk_arrive_in_each_mode,
     ]);
 }
 

@@ -7,12 +7,12 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::layer::Interpose;
 use crate::broker::CloseReport;
 use crate::capability::Capabilities;
 use crate::client::Client;
 use crate::completion::Completion;
 use crate::error::{Error, ErrorKind, Outcome};
+use crate::interpose::Interpose;
 use crate::message::Message;
 use crate::producer::Producer;
 

@@ -120,7 +120,9 @@ mod report;
 mod runner;
 
 pub use harness::{Fault, Harness};
-pub use layer::{Interpose, Layered, PassThrough};
+pub use layer::Layered;
 pub use record::section;
 pub use report::{Report, capability_table};
 pub use runner::{case_names, check, check_faults, fault_case_names, run, run_faults};
+
+pub use crate::interpose::{Interpose, PassThrough};

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use crate::capability::{Capabilities, DeliveryCount, Ordering, RetryVia};
+use crate::capability::{Capabilities, DeliveryCount, EventBinding, Ordering, RetryVia};
 
 /// Whose limits and habits the broker takes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
@@ -58,6 +58,7 @@ impl Profile {
             }
             Self::Amqp => {
                 c.max_message_bytes = 16 << 20;
+                c.events = Some(EventBinding::Amqp);
                 c.max_ttl = FOREVER;
                 c.topics = true;
                 c.anonymous_subscribers = true;
@@ -70,6 +71,7 @@ impl Profile {
             }
             Self::Kafka => {
                 c.max_message_bytes = 1 << 20;
+                c.events = Some(EventBinding::Kafka);
                 c.ordering = Ordering::PerKey;
                 c.topics = true;
                 c.group_backlog = true;

@@ -7,6 +7,7 @@
 mod common;
 
 mod copies;
+mod events;
 mod from_python;
 #[cfg(feature = "msk-iam")]
 mod iam;
@@ -58,6 +59,8 @@ fn main() {
         java::records_are_the_same_for_java_and_here,
         java::java_goes_on_where_a_receiver_was_and_the_other_way_round,
         java::java_with_its_defaults_shares_a_group,
+        events::events_reach_the_official_sdk_in_each_mode,
+        events::events_of_the_official_sdk_arrive_in_each_mode,
     ]);
     run(&all);
 }

@@ -33,6 +33,6 @@ impl<T: serde::de::DeserializeOwned> Decode<T> for Json {
 }
 
 /// Whether a content type in lower case and without parameters is JSON.
-fn is_json(content_type: &str) -> bool {
+pub(crate) fn is_json(content_type: &str) -> bool {
     matches!(content_type, "application/json" | "text/json") || content_type.ends_with("+json")
 }
