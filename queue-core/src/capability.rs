@@ -45,6 +45,17 @@ pub enum RetryVia {
     InPlace,
 }
 
+/// Where replies come to on a broker without requests of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ReplyVia {
+    /// To a queue for each client, made by the first request and deleted at the close.
+    #[default]
+    Queue,
+    /// To a topic that all clients read from its end, without a group.
+    Topic,
+}
+
 /// What a broker can do. The broker's own is an upper bound; those of a producer or consumer are exact for their
 /// address.
 ///
@@ -105,6 +116,8 @@ pub struct Capabilities {
     pub transactions: bool,
     /// Native requests with replies.
     pub requests: bool,
+    /// Where replies come to without them.
+    pub reply_via: ReplyVia,
     /// Which unanswered deliveries are counted.
     pub delivery_count: DeliveryCount,
     /// Messages survive a restart of the broker.
@@ -144,6 +157,7 @@ impl Default for Capabilities {
             replay: false,
             transactions: false,
             requests: false,
+            reply_via: ReplyVia::Queue,
             delivery_count: DeliveryCount::None,
             durable: false,
             purge: false,

@@ -137,6 +137,7 @@ fn capabilities(settings: &Settings) -> Capabilities {
     c.replay = true;
     c.delivery_count = if settings.config.crash_guard { DeliveryCount::Losses } else { DeliveryCount::Answers };
     c.transactions = true;
+    c.reply_via = ReplyVia::Topic;
     c.durable = true;
     // The client for changes cannot log in with a token.
     c.purge = !settings.has_tokens();

@@ -12,6 +12,7 @@ mod job;
 mod light;
 mod limit;
 mod payload;
+mod reply;
 mod report;
 mod retry;
 mod router;
@@ -33,6 +34,7 @@ pub use crate::limit::Adaptive;
 #[cfg(feature = "json")]
 pub use crate::payload::Json;
 pub use crate::payload::{FromJob, Payload};
+pub use crate::reply::{IntoReply, Reply};
 pub use crate::report::Report;
 pub use crate::retry::{Backoff, Retry, RetryPolicy};
 pub use crate::router::Router;
