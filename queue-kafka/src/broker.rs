@@ -10,7 +10,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, Result, RetryVia, Source, Stats,
+    Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, ReplyVia, Result, RetryVia, Source, Stats,
     TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
 };
 use rdkafka::{ClientConfig, Offset};

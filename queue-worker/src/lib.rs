@@ -20,6 +20,7 @@ mod run;
 mod signal;
 mod slots;
 mod task;
+mod tasks;
 mod typed;
 mod worker;
 
@@ -39,5 +40,8 @@ pub use crate::report::Report;
 pub use crate::retry::{Backoff, Retry, RetryPolicy};
 pub use crate::router::Router;
 pub use crate::signal::signal;
+#[cfg(feature = "json")]
+pub use crate::tasks::RunTask;
+pub use crate::tasks::{TASK, TASKS, TaskCall, TaskClient, Tasks};
 pub use crate::typed::{Typed, TypedReceiver, TypedSender};
 pub use crate::worker::Worker;

@@ -87,6 +87,11 @@ impl Router {
         self
     }
 
+    /// Whether there is a handler for this key.
+    pub(crate) fn knows(&self, key: &str) -> bool {
+        self.routes.contains_key(key)
+    }
+
     fn add<Kind>(&mut self, handler: impl IntoHandler<Kind>) -> usize {
         self.handlers.push(Box::new(Erased(handler.into_handler())));
         self.unready.push(self.handlers.len() - 1);
