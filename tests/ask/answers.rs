@@ -75,6 +75,11 @@ pub(crate) async fn the_last_attempts_error_reaches_the_caller(place: Arc<Place>
     remote(stage.client.request(&stage.queue, "x").timeout(SOON).await, "exhausted", "attempt 3")?;
     let report = serving.stop().await?;
     assert_eq!((report.counts.failed, report.counts.dead_lettered), (3, 1));
+    stage.clear().await
+}
+
+pub(crate) async fn what_a_panic_says_reaches_nobody(place: Arc<Place>) -> Outcome {
+    let stage = Stage::new(place, "panic").await?;
     let serving = stage
         .serve(|job: Job| async move {
             assert!(job.attempt() == 0, "the password is hunter2");

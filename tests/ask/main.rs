@@ -41,6 +41,7 @@ const CASES: &[(&str, Case)] = cases![
     answers::a_permanent_error_reaches_the_caller,
     answers::a_temporary_error_is_tried_again_first,
     answers::the_last_attempts_error_reaches_the_caller,
+    answers::what_a_panic_says_reaches_nobody,
     answers::a_request_is_handed_to_another_when_its_worker_ends,
     answers::what_nobody_waits_for_is_not_worked_on,
     answers::a_reply_to_nobody_is_dropped,

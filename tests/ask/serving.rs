@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyqueue::worker::{Control, IntoHandler, Report, Worker};
-use anyqueue::{Address, Client, Receiver, Result};
+use anyqueue::{Address, Client, Entry, Receiver, Result, Topology};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -22,10 +22,10 @@ pub(crate) struct Stage {
 }
 
 impl Stage {
-    /// The queue is there, and its dead letters.
+    /// The queue is there. No receiver makes it: a poll that one leaves behind receives, and SQS counts that.
     pub(crate) async fn new(place: Arc<Place>, what: &str) -> Outcome<Self> {
         let (client, queue) = (place.client().await?, place.queue(what).replace("worker", "ask"));
-        client.receiver(&queue).await?.close(SOON).await;
+        client.declare(&Topology::from_iter([Entry::new(Address::queue(&queue)?)])).await?;
         Ok(Self { place, client, queue })
     }
 

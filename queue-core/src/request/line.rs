@@ -16,7 +16,7 @@ use crate::address::{Address, AddressKind, Source};
 use crate::broker::{Broker, CloseReport, ConsumerOptions};
 use crate::capability::ReplyVia;
 use crate::consumer::Consumer;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::event::Events;
 use crate::topology::{Entry, Topology};
 
@@ -82,7 +82,7 @@ impl Line {
         if self.ended.swap(true, Ordering::AcqRel) {
             return CloseReport::default();
         }
-        self.calls.end(&Error::closed("client"));
+        self.calls.end(&Error::closed("client").with_outcome(Outcome::Unknown));
         self.listener.abort();
         let (consumer, broker, address) = (self.consumer.clone(), self.broker.clone(), self.address.clone());
         finish(consumer, broker, self.is_own.then_some(address), deadline).await
