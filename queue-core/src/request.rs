@@ -86,7 +86,9 @@ mod tests {
     fn a_queue_for_replies_says_when_it_was_made() {
         let made = made_at(&new_queue()).unwrap();
         assert!(made.elapsed().unwrap() < Duration::from_secs(60));
-        for other in ["orders", REPLIES, "anyqueue-replies-1-", "anyqueue-replies-1-abc", "anyqueue-replies-x-0123456789abcdef"] {
+        for other in
+            ["orders", REPLIES, "anyqueue-replies-1-", "anyqueue-replies-1-abc", "anyqueue-replies-x-0123456789abcdef"]
+        {
             assert_eq!(made_at(other), None, "{other}");
         }
     }

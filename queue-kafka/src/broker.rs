@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error, Events,
-    Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, ReplyVia, Result, RetryVia, Source, Stats,
-    TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
+    Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, ReplyVia, Result, RetryVia, Source,
+    Stats, TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
 };
 use rdkafka::{ClientConfig, Offset};
 use tokio::time::Instant;

@@ -48,12 +48,8 @@ impl<T: IntoReply + Send + 'static, E: Into<BoxError>> Handled for Result<T, E> 
 /// `Kind` tells them apart, and is never written out.
 pub trait IntoHandler<Kind> {
     /// The service that it becomes.
-    type Service: Service<
-            Job,
-            Response: IntoReply + Send + 'static,
-            Error: Into<BoxError> + 'static,
-            Future: Send + 'static,
-        > + Send
+    type Service: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+        + Send
         + 'static;
 
     /// Makes the service.
@@ -66,12 +62,8 @@ pub struct IsService(());
 
 impl<S> IntoHandler<IsService> for S
 where
-    S: Service<
-            Job,
-            Response: IntoReply + Send + 'static,
-            Error: Into<BoxError> + 'static,
-            Future: Send + 'static,
-        > + Send
+    S: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+        + Send
         + 'static,
 {
     type Service = S;

@@ -13,8 +13,9 @@ use crate::handler::IntoHandler;
 use crate::job::Job;
 use crate::reply::{IntoReply, Reply};
 
-type Boxed =
-    Box<dyn Service<Job, Response = Reply, Error = BoxError, Future = BoxFuture<'static, Result<Reply, BoxError>>> + Send>;
+type Boxed = Box<
+    dyn Service<Job, Response = Reply, Error = BoxError, Future = BoxFuture<'static, Result<Reply, BoxError>>> + Send,
+>;
 type Key = Box<dyn for<'a> Fn(&'a Job) -> Option<&'a str> + Send>;
 
 /// Chooses a handler by the message: by a header, by its subject, or by what a function finds in it.

@@ -267,12 +267,8 @@ pub(crate) struct One<S>(pub(crate) S);
 
 impl<S> Start for One<S>
 where
-    S: Service<
-            Job,
-            Response: IntoReply + Send + 'static,
-            Error: Into<BoxError> + 'static,
-            Future: Send + 'static,
-        > + Send,
+    S: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+        + Send,
 {
     async fn start(&mut self, run: &mut Run, delivery: Delivery) -> Result<(), Error> {
         let (job, work) = Work::take(&run.shared, &run.receiver, delivery);

@@ -98,9 +98,8 @@ impl<C: 'static> Tasks<C> {
         if !self.router.knows(&name) {
             self.count += 1;
         }
-        let handler = move |arguments: Typed<A, C>| {
-            function(arguments.into_inner()).map(|done| done.map(Typed::<T, C>::new))
-        };
+        let handler =
+            move |arguments: Typed<A, C>| function(arguments.into_inner()).map(|done| done.map(Typed::<T, C>::new));
         self.router = self.router.route(name, handler);
         self
     }

@@ -184,14 +184,9 @@ impl<L> Worker<L> {
     where
         H: IntoHandler<Kind>,
         L: Layer<H::Service>,
-        L::Service:
-            Service<
-                    Job,
-                    Response: IntoReply + Send + 'static,
-                    Error: Into<BoxError> + 'static,
-                    Future: Send + 'static,
-                > + Send
-                + 'static,
+        L::Service: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+            + Send
+            + 'static,
     {
         let service = self.layer.layer(handler.into_handler());
         let run = self.into_run();

@@ -27,7 +27,8 @@ pub(crate) async fn a_handlers_value_is_the_reply(place: Arc<Place>) -> Outcome 
     // The reply came before the ack.
     place::until(|| serving.control.counts().processed == 1).await;
     assert!(serving.stop().await?.is_clean());
-    let typed = |Typed(n, ..): Typed<u32, codec::MessagePack>| async move { Typed::<u32, codec::MessagePack>::new(n + 1) };
+    let typed =
+        |Typed(n, ..): Typed<u32, codec::MessagePack>| async move { Typed::<u32, codec::MessagePack>::new(n + 1) };
     let serving = stage.serve(typed).await?;
     let reply = stage.client.request(&stage.queue, vec![6]).await?;
     assert_eq!(reply.payload().as_ref(), [7]);
@@ -138,7 +139,8 @@ pub(crate) async fn a_reply_to_nobody_is_dropped(place: Arc<Place>) -> Outcome {
     let stage = Stage::new(place, "nobody").await?;
     let sender = stage.client.sender(&stage.queue).await?;
     let missing = stage.queue.clone() + "-gone";
-    for to in [&*missing, "topic:x", "arn:aws:sqs:us-east-1:000000000000:x", "http://localhost/1/x", "a--b", "", &stage.queue]
+    for to in
+        [&*missing, "topic:x", "arn:aws:sqs:us-east-1:000000000000:x", "http://localhost/1/x", "a--b", "", &stage.queue]
     {
         sender.send(Message::new("x").reply_to(to.to_owned()).correlation_id("1")).await?;
     }

@@ -5,9 +5,12 @@
 #[path = "../worker/place.rs"]
 #[allow(dead_code, reason = "what it says of the brokers is for the tests of the worker too")]
 mod place;
+#[path = "../support/proxy.rs"]
+mod proxy;
 
 mod answers;
 mod asking;
+mod broken;
 mod serving;
 mod tasks;
 
@@ -50,13 +53,20 @@ const CASES: &[(&str, Case)] = cases![
     tasks::a_task_that_is_sent_runs,
 ];
 
+/// Where a connection can be cut, and replies come by it alone.
+const BROKEN: &[(&str, Case)] = cases![
+    broken::a_lost_connection_fails_what_waits_and_the_next_request_works,
+    broken::a_worker_replies_when_its_connection_is_back,
+];
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One that waits for an error is no load.
     arguments.test_threads = arguments.test_threads.or(Some(4));
     let mut trials = Vec::new();
     for place in PLACES {
-        for (name, case) in CASES {
+        let broken = if place.name.starts_with("rabbitmq") { BROKEN } else { &[] };
+        for (name, case) in CASES.iter().chain(broken) {
             let name = format!("{}/{name}", place.name);
             trials.push(Trial::ignorable_test(name, move || match Place::find(place) {
                 Ok(place) => match place::run(case(Arc::new(place))) {

@@ -101,7 +101,9 @@ impl Desk {
     ) -> Result<Message> {
         if timeout > LIFE {
             let error = Error::new(ErrorKind::InvalidInput, "a request waits for too long");
-            return Err(error.with_context("limit", format!("{LIFE:?}")).with_context("actual", format!("{timeout:?}")));
+            return Err(error
+                .with_context("limit", format!("{LIFE:?}"))
+                .with_context("actual", format!("{timeout:?}")));
         }
         let Ok(_room) = self.room.try_acquire() else {
             let error = Error::new(ErrorKind::Throttled, "too many requests wait for a reply");
