@@ -135,16 +135,20 @@ impl Asker {
         }
     }
 
-    /// Tells that there is no answer: the text of the error, without its causes.
-    pub(crate) async fn tell(&self, failure: &Failure) {
-        let why = match failure.error().downcast_ref::<Panicked>() {
+    /// What whoever asks is told of a failure: its own text, without its causes.
+    pub(crate) fn why(failure: &Failure) -> String {
+        match failure.error().downcast_ref::<Panicked>() {
             // Whatever a panic shows is nobody's business.
             Some(_) => "the handler panicked".to_owned(),
             None => failure.to_string(),
-        };
+        }
+    }
+
+    /// Tells that there is no answer.
+    pub(crate) async fn tell(&self, failure: &Failure, why: &str) {
         let is_permanent = failure.kind() == FailureKind::Permanent;
         let sort = if is_permanent { request::PERMANENT } else { request::EXHAUSTED };
-        if let Err(error) = self.replier.reply_error(&self.request, sort, &why).await {
+        if let Err(error) = self.replier.reply_error(&self.request, sort, why).await {
             tracing::debug!(%error, "whoever asks is not told that there is no answer");
         }
     }

@@ -132,7 +132,7 @@ impl Work {
 
     /// Answers by the handler's result; what is returned does so, where somebody has to be replied to before.
     pub(crate) fn finish(mut self, result: Result<impl IntoReply, Failure>) -> Option<BoxFuture<'static, ()>> {
-        let result = result.and_then(IntoReply::into_reply);
+        let result = self.guarded(|_| result.and_then(IntoReply::into_reply));
         let Some(asker) = self.asker.take() else {
             self.answer(result.map(drop));
             return None;
@@ -140,7 +140,15 @@ impl Work {
         Some(self.reply(asker, result).boxed())
     }
 
-    async fn reply(self, asker: Box<Asker>, result: Result<Reply, Failure>) {
+    /// Runs what is the application's; if it panics, the message counts as dropped, and not as given back.
+    fn guarded<T>(&mut self, what: impl FnOnce(&Self) -> T) -> T {
+        let ticket = self.ticket.take();
+        let done = what(self);
+        self.ticket = ticket;
+        done
+    }
+
+    async fn reply(mut self, asker: Box<Asker>, result: Result<Reply, Failure>) {
         let result = match result {
             Ok(reply) => asker.reply(reply).await,
             Err(failure) => Err(failure),
@@ -148,9 +156,9 @@ impl Work {
         match result {
             Ok(()) => self.answer(Ok(())),
             Err(failure) => {
-                let next = self.decide(&failure);
+                let (next, why) = self.guarded(|work| (work.decide(&failure), Asker::why(&failure)));
                 if next.is_final(self.is_last_attempt) {
-                    asker.tell(&failure).await;
+                    asker.tell(&failure, &why).await;
                 }
                 self.fail(failure, next);
             }
@@ -167,7 +175,7 @@ impl Work {
                 self.note(ticket.ack());
             }
             Err(failure) => {
-                let next = self.decide(&failure);
+                let next = self.guarded(|work| work.decide(&failure));
                 self.fail(failure, next);
             }
         }

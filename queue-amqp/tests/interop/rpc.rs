@@ -62,10 +62,10 @@ pub(crate) async fn pika_answers_a_request_of_the_client(url: String) {
     let client = client(&url).await;
     let questions = unique("questions");
     client.sender(questions.as_str()).await.unwrap();
-    let (server, answer) = tokio::join!(python::run("rpc_server.py", &[&url, &questions, "1"]), async {
-        client.request(questions.as_str(), "one").timeout(PATIENCE).await
-    });
-    drop(server);
+    let arguments = [url.as_str(), questions.as_str(), "1"];
+    let answering = python::run("rpc_server.py", &arguments);
+    let asking = client.request(questions.as_str(), "one").timeout(PATIENCE).into_future();
+    let (_, answer) = tokio::join!(answering, asking);
     assert_eq!(answer.unwrap().text(), Some("ONE"));
     client.delete(questions.as_str()).await.unwrap();
     let gone = client.request(questions.as_str(), "two").await.unwrap_err();
