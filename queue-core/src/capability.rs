@@ -55,6 +55,17 @@ pub enum EventBinding {
     Kafka,
 }
 
+/// Where replies come to on a broker without requests of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum ReplyVia {
+    /// To a queue for each client, made by the first request and deleted at the close.
+    #[default]
+    Queue,
+    /// To a topic that all clients read from its end, without a group.
+    Topic,
+}
+
 /// What a broker can do. The broker's own is an upper bound; those of a producer or consumer are exact for their
 /// address.
 ///
@@ -117,6 +128,8 @@ pub struct Capabilities {
     pub requests: bool,
     /// The official binding of CloudEvents; `None` where there is none, and events travel as a whole.
     pub events: Option<EventBinding>,
+    /// Where replies come to without them.
+    pub reply_via: ReplyVia,
     /// Which unanswered deliveries are counted.
     pub delivery_count: DeliveryCount,
     /// Messages survive a restart of the broker.
@@ -157,6 +170,7 @@ impl Default for Capabilities {
             transactions: false,
             requests: false,
             events: None,
+            reply_via: ReplyVia::Queue,
             delivery_count: DeliveryCount::None,
             durable: false,
             purge: false,

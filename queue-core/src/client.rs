@@ -19,10 +19,12 @@ use crate::config::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{EventKind, EventStream, Events, Health};
 use crate::inbox::Inbox;
+use crate::message::Message;
 use crate::outbox::Outbox;
 use crate::receiver::{ReceiverBuilder, ReceiverConfig};
 use crate::redrive::RedriveBuilder;
 use crate::registry;
+use crate::request::{Desk, RequestBuilder};
 use crate::sender::{SenderBuilder, SenderConfig};
 use crate::topology::{Declare, Topology};
 use crate::transactor::TransactorBuilder;
@@ -51,6 +53,7 @@ pub(crate) struct ClientInner {
     senders: Mutex<Vec<Weak<Outbox>>>,
     receivers: Mutex<Vec<Weak<Inbox>>>,
     dropped: Mutex<HashMap<String, u64>>,
+    pub(crate) desk: Arc<Desk>,
     closed: AtomicBool,
 }
 
@@ -115,6 +118,7 @@ impl Client {
             senders: Mutex::default(),
             receivers: Mutex::default(),
             dropped: Mutex::default(),
+            desk: Desk::new(),
             closed: AtomicBool::new(false),
         }))
     }
@@ -206,6 +210,46 @@ impl Client {
     /// its predecessor left open is given up then, and a predecessor that still runs is shut out.
     pub fn transactions(&self, name: impl Into<String>) -> TransactorBuilder {
         TransactorBuilder::new(self.clone(), name.into())
+    }
+
+    /// Sends a request to a queue and waits for the reply: `client.request("prices", "EUR/CHF").await?`.
+    ///
+    /// Whoever receives it answers by a [`Replier`](crate::Replier); the worker does so with what its handler returns.
+    /// Replies that come late or twice, or are somebody else's, are ignored. Nothing is declared at the queue. A message
+    /// without a time to live gets that of the request, or says in a header until when the reply is waited for, by this
+    /// machine's clock, so that nobody works on what is not waited for any more.
+    ///
+    /// RabbitMQ replies directly, at most once. Elsewhere the first request opens an address that replies come to: a queue
+    /// of the client's own, deleted when it closes, or, on Kafka, the topic `anyqueue-replies` that all share. There a
+    /// request is sent as any message is, at least once, and outlives a worker that is killed.
+    ///
+    /// ```
+    /// # use queue_core::{Client, memory};
+    /// # async fn ask(client: Client) -> queue_core::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// let reply = client.request("prices", "EUR/CHF").timeout(Duration::from_secs(5)).await?;
+    /// println!("{:?}", reply.text());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// * `Remote`: whoever answered says why there is no answer; the context has under `sort` what is meant.
+    /// * `Timeout`: no reply in time. `NotFound` or `Unroutable`: there is no such queue.
+    /// * `Closed`: at once, when the client closes. `Throttled`: 8,192 requests wait.
+    /// * `Unsupported`: a topic, a delay. Those of [`Sender::send`](crate::Sender::send), and of opening a receiver.
+    ///
+    /// [`Error::outcome`] is `Unknown` where the request may have reached the queue.
+    ///
+    /// # Cancel safety
+    /// Dropped, the request is forgotten: it may have been sent, and its reply is ignored.
+    pub fn request<A: TryInto<Address>>(&self, to: A, message: impl Into<Message>) -> RequestBuilder
+    where
+        Error: From<A::Error>,
+    {
+        let target = to.try_into().map_err(Error::from).map(|to| (self.clone(), to));
+        RequestBuilder::new(target, message.into())
     }
 
     /// What the broker can do at most; a sender's and a receiver's own are exact.
@@ -310,6 +354,7 @@ impl Client {
         let mut report = CloseReport::default();
         // Every part is idempotent: a close that was dropped midway is taken up by the next.
         self.0.closed.store(true, Ordering::Release);
+        self.0.desk.begin_close();
         let deadline = crate::memory::far(Instant::now(), within);
         let receivers: Vec<_> = self.0.receivers.lock().iter().filter_map(|r| r.upgrade()).collect();
         for part in join_all(receivers.iter().map(|r| r.close(deadline))).await {
@@ -319,6 +364,7 @@ impl Client {
         for part in join_all(senders.iter().map(|s| s.close(deadline))).await {
             report.merge(part);
         }
+        report.merge(self.0.desk.close(deadline).await);
         report.merge(self.0.broker.close(deadline).await);
         report
     }

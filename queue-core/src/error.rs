@@ -36,6 +36,8 @@ pub enum ErrorKind {
     Rejected,
     /// The message is no longer this receiver's to answer.
     LeaseLost,
+    /// Whoever was asked answered with an error of their own, which is the message.
+    Remote,
     /// The broker asks to slow down.
     Throttled,
     /// Bytes could not be encoded or decoded.

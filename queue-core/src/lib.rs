@@ -30,7 +30,7 @@ mod producer;
 mod receiver;
 mod redrive;
 mod registry;
-mod request;
+pub mod request;
 mod secret;
 mod sender;
 mod sink;
@@ -50,7 +50,7 @@ pub use crate::bindings::{Bindings, Connections};
 pub use crate::broker::{
     Broker, BrokerLayer, CloseReport, Connect, ConsumerOptions, Driver, Options, PartitionStats, ProducerOptions, Stats,
 };
-pub use crate::capability::{Capabilities, DeliveryCount, EventBinding, Ordering, RetryVia};
+pub use crate::capability::{Capabilities, DeliveryCount, EventBinding, Ordering, ReplyVia, RetryVia};
 pub use crate::client::Client;
 pub use crate::completion::Completion;
 pub use crate::config::{Endpoint, Host, option_names, unknown_option};
@@ -64,7 +64,7 @@ pub use crate::message::Message;
 pub use crate::producer::{Producer, Receipt};
 pub use crate::receiver::{Receiver, ReceiverBuilder, ReceiverConfig, ReceiverControl};
 pub use crate::redrive::{RedriveBuilder, Redriven};
-pub use crate::request::Requests;
+pub use crate::request::{Replied, Replier, RequestBuilder, Requests};
 pub use crate::secret::Secret;
 pub use crate::sender::{OnUnknown, Sender, SenderBuilder, SenderConfig};
 pub use crate::sink::SenderSink;

@@ -17,6 +17,7 @@ use crate::capability::Capabilities;
 use crate::delivery::{Batch, Delivery, hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inbox::{Inbox, Run};
+use crate::request::Replier;
 
 /// Messages that [`Receiver::next`] fetches at once.
 const FETCH: usize = 256;
@@ -181,6 +182,12 @@ impl Receiver {
     #[must_use]
     pub fn source(&self) -> &Source {
         &self.inbox.source
+    }
+
+    /// What answers the requests that are received.
+    #[must_use]
+    pub fn replier(&self) -> Replier {
+        Replier::new(self.inbox.client.clone(), self.inbox.source.clone())
     }
 
     /// A handle that controls the receiver from another task.

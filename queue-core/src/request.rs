@@ -1,41 +1,104 @@
-//! The contract of requests with replies.
+//! Requests and replies: what travels, for those who answer in another way than by the worker.
+//!
+//! A request is a message with [`reply_to`](crate::Message::reply_to) and
+//! [`correlation_id`](crate::Message::correlation_id). A reply is a message to that address with that correlation id; with
+//! the header [`ERROR`] it says that there is no answer, and its body why. [`Replier`](crate::Replier) makes replies.
 
-use std::fmt;
+mod builder;
+mod calls;
+mod contract;
+mod desk;
+mod line;
+mod replier;
+mod ways;
 
-use async_trait::async_trait;
-use tokio::time::Instant;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use crate::address::Address;
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Outcome, Result};
+use crate::headers::HeaderValue;
 use crate::message::Message;
 
-/// Sends requests and waits for their replies, where the broker has a way of its own for that.
+pub use self::builder::RequestBuilder;
+pub use self::contract::Requests;
+pub(crate) use self::desk::Desk;
+pub use self::replier::{Replied, Replier};
+
+/// Header of a reply that is an error: a word that says of which sort, such as [`PERMANENT`]. The body says why.
+pub const ERROR: &str = "anyqueue-error";
+/// [`ERROR`] of a request that can never be answered.
+pub const PERMANENT: &str = "permanent";
+/// [`ERROR`] of a request whose last attempt failed.
+pub const EXHAUSTED: &str = "exhausted";
+/// Header of a request where the address has no time to live: when nobody waits for the reply any more, in milliseconds since
+/// 1970 by the clock of whoever asks.
+pub const DEADLINE: &str = "anyqueue-deadline";
+/// Begins the name of every queue that replies come to, and is the name of the topic where they share one.
+pub const REPLIES: &str = "anyqueue-replies";
+
+const OPERATION: &str = "request";
+
+/// Whether nobody waits for the reply to this request any more, as far as its [`DEADLINE`] tells.
+#[must_use]
+pub fn is_over(request: &Message) -> bool {
+    let Some(deadline) = request.headers().get(DEADLINE) else { return false };
+    let millis = match deadline {
+        HeaderValue::Int(millis) => u64::try_from(*millis).ok(),
+        other => other.as_str().and_then(|text| text.parse().ok()),
+    };
+    millis.is_some_and(|millis| SystemTime::now() > UNIX_EPOCH + Duration::from_millis(millis))
+}
+
+/// The name of a new queue for replies, which says when it was made: `anyqueue-replies-<seconds since 1970>-<random>`.
+fn new_queue() -> String {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    format!("{REPLIES}-{seconds}-{:016x}", fastrand::u64(..))
+}
+
+/// When a queue for replies was made, by its name and the clock of whoever made it; `None` for any other name.
 ///
-/// # Contract
-/// * Request and reply are at most once: neither is stored for a side that is gone, nothing is sent twice. Whoever
-///   needs more repeats the request, and the replier has to bear that.
-/// * The replier is an ordinary receiver. It finds [`Message::get_reply_to`] and [`Message::get_correlation_id`], and
-///   answers with any sender and a message to that address, [`Message::to`], which carries that correlation id.
-/// * A reply that comes late or twice, or belongs to nobody here, is dropped.
-/// * Every wait is bounded by the deadline of the request.
-#[async_trait]
-pub trait Requests: fmt::Debug + Send + Sync + 'static {
-    /// Sends a request to a queue and waits for the first reply. May be called concurrently; many share a connection.
-    ///
-    /// The address counts, not [`Message::destination`]. `correlation_id` and `reply_to` of the message are replaced.
-    /// A message without a time to live gets the time until the deadline, so that nobody works on what is not waited
-    /// for any more.
-    ///
-    /// # Errors
-    /// * `Unroutable`, at once: the queue does not exist. `Rejected`: it refused the message.
-    /// * `Timeout`: no reply before the deadline.
-    /// * `Connection`: the connection broke, or there was none until the deadline. `Throttled`: the broker takes no
-    ///   messages, or too many requests are pending.
-    /// * `Unsupported` for a topic; `TooLarge`; `Closed`.
-    ///
-    /// [`Error::outcome`](crate::Error::outcome) is `Unknown` where the request may have reached the queue.
-    ///
-    /// # Cancel safety
-    /// When the future is dropped the request may have been sent; its reply is dropped. Nothing is leaked.
-    async fn request(&self, to: &Address, message: Message, deadline: Instant) -> Result<Message>;
+/// One that was made two days ago was forgotten by a process that was killed: none is used for longer than a day.
+#[must_use]
+pub fn made_at(queue: &str) -> Option<SystemTime> {
+    let (seconds, random) = queue.strip_prefix(REPLIES)?.strip_prefix('-')?.split_once('-')?;
+    let is_ours = random.len() == 16 && random.bytes().all(|b| b.is_ascii_hexdigit());
+    let seconds = seconds.parse().ok().filter(|_| is_ours)?;
+    UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// The error of a wait that took too long.
+fn late(outcome: Outcome) -> Error {
+    Error::new(ErrorKind::Timeout, "no reply before the deadline").with_outcome(outcome)
+}
+
+/// What a reply says.
+fn read(reply: Message) -> Result<Message> {
+    let Some(sort) = reply.headers().get(ERROR) else { return Ok(reply) };
+    let why = String::from_utf8_lossy(reply.payload()).into_owned();
+    let error = Error::new(ErrorKind::Remote, why).with_outcome(Outcome::Rejected);
+    Err(error.with_context("sort", sort.as_str().unwrap_or("unknown")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_for_replies_says_when_it_was_made() {
+        let made = made_at(&new_queue()).unwrap();
+        assert!(made.elapsed().unwrap() < Duration::from_secs(60));
+        for other in
+            ["orders", REPLIES, "anyqueue-replies-1-", "anyqueue-replies-1-abc", "anyqueue-replies-x-0123456789abcdef"]
+        {
+            assert_eq!(made_at(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_request_is_over_behind_its_deadline() {
+        assert!(!is_over(&Message::new("x")));
+        assert!(is_over(&Message::new("x").header(DEADLINE, 1_i64)));
+        assert!(is_over(&Message::new("x").header(DEADLINE, "1")));
+        assert!(!is_over(&Message::new("x").header(DEADLINE, i64::MAX)));
+        assert!(!is_over(&Message::new("x").header(DEADLINE, "soon")));
+    }
 }

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, DeliveryCount, Endpoint, Error,
-    EventBinding, Events, Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, Result, RetryVia,
-    Source, Stats, TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
+    EventBinding, Events, Health, HealthState, Ordering, PartitionStats, Producer, ProducerOptions, ReplyVia, Result,
+    RetryVia, Source, Stats, TokenProvider, Topology, TransactionOptions, TransactionSession, Transactions,
 };
 use rdkafka::{ClientConfig, Offset};
 use tokio::time::Instant;
@@ -138,6 +138,7 @@ fn capabilities(settings: &Settings) -> Capabilities {
     c.replay = true;
     c.delivery_count = if settings.config.crash_guard { DeliveryCount::Losses } else { DeliveryCount::Answers };
     c.transactions = true;
+    c.reply_via = ReplyVia::Topic;
     c.durable = true;
     // The client for changes cannot log in with a token.
     c.purge = !settings.has_tokens();

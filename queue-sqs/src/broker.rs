@@ -12,7 +12,7 @@ use aws_sdk_sqs::types::QueueAttributeName as Attribute;
 use parking_lot::Mutex;
 use queue_core::{
     Address, Broker, Capabilities, CloseReport, Consumer, ConsumerOptions, Endpoint, Error, ErrorKind, EventKind,
-    Events, Health, Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology,
+    Events, Health, Ordering, Producer, ProducerOptions, Result, Source, Start, Stats, Topology, request,
 };
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::JoinSet;
@@ -26,6 +26,7 @@ use crate::error::{self, Words};
 use crate::link::Link;
 use crate::producer::{self, SqsProducer};
 use crate::queues::Queues;
+use crate::replies;
 use crate::thread::Thread;
 use crate::topics::{self, Topics};
 use crate::topology::{self, Native};
@@ -304,7 +305,12 @@ impl Broker for SqsBroker {
 
     async fn declare(&self, topology: &Topology) -> Result<()> {
         self.open()?;
-        topology::declare(&self.core.queues, self.core.topics.as_deref(), topology, true).await
+        topology::declare(&self.core.queues, self.core.topics.as_deref(), topology, true).await?;
+        if topology.entries().iter().any(|entry| request::made_at(entry.address.name()).is_some()) {
+            let queues = self.core.queues.clone();
+            self.core.spawn(async move { replies::sweep(&queues).await });
+        }
+        Ok(())
     }
 
     async fn verify(&self, topology: &Topology) -> Result<()> {

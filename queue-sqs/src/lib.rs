@@ -18,6 +18,7 @@ mod link;
 mod poll;
 mod producer;
 mod queues;
+mod replies;
 mod thread;
 #[cfg(feature = "sns")]
 mod topics;

@@ -158,6 +158,14 @@ impl Queues {
         }
     }
 
+    /// The names of queues that begin so, up to a thousand.
+    pub(crate) async fn beginning_with(&self, prefix: &str) -> Result<Vec<String>> {
+        let result = self.clients.admin.list_queues().queue_name_prefix(prefix).max_results(1000).send().await;
+        let output = self.link.note("list queues", Words::Shown, result)?;
+        let names = output.queue_urls.unwrap_or_default();
+        Ok(names.iter().filter_map(|url| Some(url.rsplit_once('/')?.1.to_owned())).collect())
+    }
+
     /// Removes every message of a queue.
     pub(crate) async fn purge(&self, name: &str) -> Result<()> {
         let url = self.url(name).await?;

@@ -102,14 +102,14 @@ pub(crate) struct Many<H> {
 
 impl<H: BatchHandler> Start for Many<H> {
     async fn start(&mut self, run: &mut Run, first: Delivery) -> Result<(), Error> {
-        let (job, work) = Work::take(&run.shared, first);
+        let (job, work) = Work::take(&run.shared, &run.receiver, first);
         let (mut jobs, mut works) = (vec![job], vec![work]);
         let full = far(Instant::now(), self.batches.within);
         let mut ended = Ok(());
         while jobs.len() < self.batches.most {
             match timeout_at(full, run.receiver.next()).await {
                 Ok(Some(Ok(delivery))) => {
-                    let (job, work) = Work::take(&run.shared, delivery);
+                    let (job, work) = Work::take(&run.shared, &run.receiver, delivery);
                     jobs.push(job);
                     works.push(work);
                 }
@@ -131,7 +131,8 @@ impl<H: BatchHandler> Start for Many<H> {
                     Ok(handled) => handled.into_results(works.len()),
                     Err(failure) => all(failure, works.len()),
                 };
-                works.into_iter().zip(results).for_each(|(work, result)| work.finish(result));
+                works.into_iter().zip(results).for_each(|(work, result)| work.answer(result));
+                None
             },
         )
         .await;

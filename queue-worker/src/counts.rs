@@ -38,6 +38,8 @@ counts! {
     postponed,
     /// Answers that came too late: the message was no longer ours, and comes again.
     lost,
+    /// Requests that were not worked on, because nobody waited for the reply any more.
+    expired,
     /// Handlers that panicked.
     panicked,
 }

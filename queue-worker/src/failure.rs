@@ -109,7 +109,7 @@ impl Failure {
             (None, Some(text)) => Cow::Borrowed(text),
             (None, None) => Cow::Borrowed("with something that is no text"),
         };
-        Self::temporary(format!("the handler panicked: {text}"))
+        Self::temporary(Panicked(text.into_owned()))
     }
 }
 
@@ -130,6 +130,18 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
         Self::temporary(error)
     }
 }
+
+/// What a panic said.
+#[derive(Debug)]
+pub(crate) struct Panicked(String);
+
+impl fmt::Display for Panicked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the handler panicked: {}", self.0)
+    }
+}
+
+impl StdError for Panicked {}
 
 /// A failure on its way through the services of tower, which know boxed errors only.
 #[derive(Debug)]

@@ -12,25 +12,33 @@ use tower_service::Service;
 use crate::failure::{BoxError, Failure};
 use crate::job::Job;
 use crate::payload::FromJob;
+use crate::reply::IntoReply;
 
-/// What a handler may return: nothing, or a result whose error says what becomes of the message.
+/// What a handler may return: nothing, a reply, or a result of either whose error says what becomes of the message.
 pub trait Handled {
+    /// What it replies with.
+    type Reply: IntoReply + Send + 'static;
+
     /// As the result that the worker answers by.
     ///
     /// # Errors
     /// Why the handler failed.
-    fn into_result(self) -> Result<(), Failure>;
+    fn into_result(self) -> Result<Self::Reply, Failure>;
 }
 
-impl Handled for () {
-    fn into_result(self) -> Result<(), Failure> {
-        Ok(())
+impl<T: IntoReply + Send + 'static> Handled for T {
+    type Reply = T;
+
+    fn into_result(self) -> Result<T, Failure> {
+        Ok(self)
     }
 }
 
 /// Any error that can be boxed: one of your own, [`Failure`], `anyhow::Error`, a boxed error, a text.
-impl<E: Into<BoxError>> Handled for Result<(), E> {
-    fn into_result(self) -> Result<(), Failure> {
+impl<T: IntoReply + Send + 'static, E: Into<BoxError>> Handled for Result<T, E> {
+    type Reply = T;
+
+    fn into_result(self) -> Result<T, Failure> {
         self.map_err(|error| Failure::from_service(error.into()))
     }
 }
@@ -40,7 +48,9 @@ impl<E: Into<BoxError>> Handled for Result<(), E> {
 /// `Kind` tells them apart, and is never written out.
 pub trait IntoHandler<Kind> {
     /// The service that it becomes.
-    type Service: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send + 'static;
+    type Service: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+        + Send
+        + 'static;
 
     /// Makes the service.
     fn into_handler(self) -> Self::Service;
@@ -52,7 +62,9 @@ pub struct IsService(());
 
 impl<S> IntoHandler<IsService> for S
 where
-    S: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send + 'static,
+    S: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+        + Send
+        + 'static,
 {
     type Service = S;
 
@@ -79,9 +91,10 @@ impl<F, Args> fmt::Debug for HandlerFn<F, Args> {
     }
 }
 
-type Finish<O> = fn(O) -> Result<(), Failure>;
+type ReplyOf<Fut> = <<Fut as Future>::Output as Handled>::Reply;
+type Finish<O> = fn(O) -> Result<<O as Handled>::Reply, Failure>;
 type Handling<Fut> = Map<Fut, Finish<<Fut as Future>::Output>>;
-type Extracted<Fut> = Either<Handling<Fut>, Ready<Result<(), Failure>>>;
+type Extracted<Fut> = Either<Handling<Fut>, Ready<Result<ReplyOf<Fut>, Failure>>>;
 
 fn handling<Fut: Future<Output: Handled>>(future: Fut) -> Handling<Fut> {
     future.map(Fut::Output::into_result as Finish<Fut::Output>)
@@ -115,7 +128,7 @@ macro_rules! functions {
             Fut: Future<Output: Handled>,
             $($generic: FromJob,)?
         {
-            type Response = ();
+            type Response = ReplyOf<Fut>;
             type Error = Failure;
             type Future = $future<Fut>;
 

@@ -14,6 +14,7 @@ mod job;
 mod light;
 mod limit;
 mod payload;
+mod reply;
 mod report;
 mod retry;
 mod router;
@@ -21,6 +22,7 @@ mod run;
 mod signal;
 mod slots;
 mod task;
+mod tasks;
 mod typed;
 mod worker;
 
@@ -35,9 +37,13 @@ pub use crate::limit::Adaptive;
 #[cfg(feature = "json")]
 pub use crate::payload::Json;
 pub use crate::payload::{FromJob, Payload};
+pub use crate::reply::{IntoReply, Reply};
 pub use crate::report::Report;
 pub use crate::retry::{Backoff, Retry, RetryPolicy};
 pub use crate::router::Router;
 pub use crate::signal::signal;
+#[cfg(feature = "json")]
+pub use crate::tasks::RunTask;
+pub use crate::tasks::{TASK, TASKS, TaskCall, TaskClient, Tasks};
 pub use crate::typed::{Typed, TypedReceiver, TypedSender};
 pub use crate::worker::Worker;

@@ -44,6 +44,7 @@ impl Report {
         self.counts.released += counts.released;
         self.counts.postponed += counts.postponed;
         self.counts.lost += counts.lost;
+        self.counts.expired += counts.expired;
         self.counts.panicked += counts.panicked;
     }
 

@@ -11,9 +11,11 @@ use tower_service::Service;
 use crate::failure::{BoxError, Failure};
 use crate::handler::IntoHandler;
 use crate::job::Job;
+use crate::reply::{IntoReply, Reply};
 
-type Boxed =
-    Box<dyn Service<Job, Response = (), Error = BoxError, Future = BoxFuture<'static, Result<(), BoxError>>> + Send>;
+type Boxed = Box<
+    dyn Service<Job, Response = Reply, Error = BoxError, Future = BoxFuture<'static, Result<Reply, BoxError>>> + Send,
+>;
 type Key = Box<dyn for<'a> Fn(&'a Job) -> Option<&'a str> + Send>;
 
 /// Chooses a handler by the message: by a header, by its subject, or by what a function finds in it.
@@ -86,6 +88,11 @@ impl Router {
         self
     }
 
+    /// Whether there is a handler for this key.
+    pub(crate) fn knows(&self, key: &str) -> bool {
+        self.routes.contains_key(key)
+    }
+
     fn add<Kind>(&mut self, handler: impl IntoHandler<Kind>) -> usize {
         self.handlers.push(Box::new(Erased(handler.into_handler())));
         self.unready.push(self.handlers.len() - 1);
@@ -94,9 +101,9 @@ impl Router {
 }
 
 impl Service<Job> for Router {
-    type Response = ();
+    type Response = Reply;
     type Error = BoxError;
-    type Future = BoxFuture<'static, Result<(), BoxError>>;
+    type Future = BoxFuture<'static, Result<Reply, BoxError>>;
 
     /// Ready when all handlers are, because the message is not known yet.
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
@@ -135,17 +142,18 @@ struct Erased<S>(S);
 
 impl<S> Service<Job> for Erased<S>
 where
-    S: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static>,
+    S: Service<Job, Response: IntoReply + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>,
 {
-    type Response = ();
+    type Response = Reply;
     type Error = BoxError;
-    type Future = BoxFuture<'static, Result<(), BoxError>>;
+    type Future = BoxFuture<'static, Result<Reply, BoxError>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.0.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, job: Job) -> Self::Future {
-        self.0.call(job).map_err(Into::into).boxed()
+        let handled = self.0.call(job).map_err(Into::into);
+        handled.map(|done| done?.into_reply().map_err(Into::into)).boxed()
     }
 }

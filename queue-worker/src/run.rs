@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use queue_core::{Delivery, Error, ErrorKind, Receiver};
+use queue_core::{Delivery, Error, ErrorKind, Receiver, request};
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
 use tokio::task::{AbortHandle, JoinHandle, spawn};
@@ -20,6 +20,7 @@ use crate::control::Wish;
 use crate::failure::{BoxError, Failure};
 use crate::job::Job;
 use crate::light::Light;
+use crate::reply::IntoReply;
 use crate::report::Report;
 use crate::task::{Place, Shared, Work};
 
@@ -115,6 +116,11 @@ impl Run {
         loop {
             self.room().await;
             match self.receiver.next().await {
+                Some(Ok(delivery)) if request::is_over(&delivery) => {
+                    tracing::debug!("nobody waits for the reply any more; the request is not worked on");
+                    self.shared.state.counters.expired.add();
+                    delivery.ack();
+                }
                 // It came for a handler that may not start now.
                 Some(Ok(delivery)) if !self.is_wanted() => {
                     self.shared.state.counters.released.add();
@@ -162,7 +168,7 @@ impl Run {
     pub(crate) async fn run<F, T, E>(
         &mut self,
         call: impl FnOnce() -> F,
-        finish: impl FnOnce(Result<T, Failure>) + Send + 'static,
+        finish: impl FnOnce(Result<T, Failure>) -> Option<BoxFuture<'static, ()>> + Send + 'static,
     ) where
         F: Future<Output = Result<T, E>> + Send + 'static,
         T: Send + 'static,
@@ -171,7 +177,10 @@ impl Run {
         // A function may panic before it has made a future.
         let future = match catch_unwind(AssertUnwindSafe(call)) {
             Ok(future) => future,
-            Err(panic) => return finish(Err(self.shared.panicked(&*panic))),
+            Err(panic) => {
+                let rest = finish(Err(self.shared.panicked(&*panic)));
+                return rest.map_or((), |rest| self.spawned(spawn(rest)));
+            }
         };
         let deadline = self.shared.deadline;
         // Dropped in this order: a message is answered, or given back, before its place is.
@@ -197,7 +206,11 @@ impl Run {
             let (finish, place) = ends;
             place.ended(began, &result);
             // A policy may panic, or what the handler returned; the message counts as dropped then.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| finish(result))) {
+            let mut finished = catch_unwind(AssertUnwindSafe(|| finish(result)));
+            if let Ok(Some(rest)) = &mut finished {
+                finished = AssertUnwindSafe(rest).catch_unwind().await.map(|()| None);
+            }
+            if let Err(panic) = finished {
                 place.panicked(&*panic);
             }
             drop(place);
@@ -254,10 +267,11 @@ pub(crate) struct One<S>(pub(crate) S);
 
 impl<S> Start for One<S>
 where
-    S: Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send,
+    S: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+        + Send,
 {
     async fn start(&mut self, run: &mut Run, delivery: Delivery) -> Result<(), Error> {
-        let (job, work) = Work::take(&run.shared, delivery);
+        let (job, work) = Work::take(&run.shared, &run.receiver, delivery);
         let ready = poll_fn(|cx| self.0.poll_ready(cx).map_err(Into::into));
         let over = match AssertUnwindSafe(ready).catch_unwind().await {
             Ok(ready) => ready.err(),

@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use queue_core::{Answered, Delivery, Ticket};
+use queue_core::{Answered, Delivery, Receiver, Ticket};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
@@ -15,6 +17,7 @@ use crate::control::State;
 use crate::failure::{BoxError, Failure, FailureKind};
 use crate::job::Job;
 use crate::limit::Limit;
+use crate::reply::{Asker, IntoReply, Reply};
 use crate::retry::{Retry, RetryPolicy};
 
 /// What all handlers of a worker share.
@@ -110,6 +113,8 @@ impl Drop for Place {
 pub(crate) struct Work {
     shared: Arc<Shared>,
     ticket: Option<Ticket>,
+    /// Whoever waits for a reply.
+    asker: Option<Box<Asker>>,
     attempt: u32,
     is_last_attempt: bool,
     /// Of the breaker.
@@ -117,31 +122,73 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    pub(crate) fn take(shared: &Arc<Shared>, delivery: Delivery) -> (Job, Self) {
+    pub(crate) fn take(shared: &Arc<Shared>, receiver: &Receiver, delivery: Delivery) -> (Job, Self) {
         let (job, ticket) = Job::take(delivery);
+        let asker = Asker::of(&job, || receiver.replier());
         let (attempt, is_last_attempt) = (job.attempt(), job.is_last_attempt());
         let try_number = shared.circuit.as_ref().map_or(0, |circuit| circuit.lock().begin());
-        (job, Self { shared: shared.clone(), ticket: Some(ticket), attempt, is_last_attempt, try_number })
+        (job, Self { shared: shared.clone(), ticket: Some(ticket), asker, attempt, is_last_attempt, try_number })
     }
 
-    /// Answers by the handler's result.
-    pub(crate) fn finish(mut self, result: Result<(), Failure>) {
-        let Some(ticket) = self.ticket.take() else { return };
-        let counters = &self.shared.state.counters;
-        let answered = match result {
-            Ok(()) => {
-                self.shared.tell(|circuit| circuit.succeeded(self.try_number));
-                counters.processed.add();
-                ticket.ack()
-            }
-            Err(failure) => self.fail(ticket, failure),
+    /// Answers by the handler's result; what is returned does so, where somebody has to be replied to before.
+    pub(crate) fn finish(mut self, result: Result<impl IntoReply, Failure>) -> Option<BoxFuture<'static, ()>> {
+        let result = self.guarded(|_| result.and_then(IntoReply::into_reply));
+        let Some(asker) = self.asker.take() else {
+            self.answer(result.map(drop));
+            return None;
         };
-        if answered == Answered::LeaseLost {
-            counters.lost.add();
+        Some(self.reply(asker, result).boxed())
+    }
+
+    /// Runs what is the application's; if it panics, the message counts as dropped, and not as given back.
+    fn guarded<T>(&mut self, what: impl FnOnce(&Self) -> T) -> T {
+        let ticket = self.ticket.take();
+        let done = what(self);
+        self.ticket = ticket;
+        done
+    }
+
+    async fn reply(mut self, asker: Box<Asker>, result: Result<Reply, Failure>) {
+        let result = match result {
+            Ok(reply) => asker.reply(reply).await,
+            Err(failure) => Err(failure),
+        };
+        match result {
+            Ok(()) => self.answer(Ok(())),
+            Err(failure) => {
+                let (next, why) = self.guarded(|work| (work.decide(&failure), Asker::why(&failure)));
+                if next.is_final(self.is_last_attempt) {
+                    asker.tell(&failure, &why).await;
+                }
+                self.fail(failure, next);
+            }
         }
     }
 
-    fn fail(&self, ticket: Ticket, failure: Failure) -> Answered {
+    /// Answers by the handler's result.
+    pub(crate) fn answer(mut self, result: Result<(), Failure>) {
+        match result {
+            Ok(()) => {
+                let Some(ticket) = self.ticket.take() else { return };
+                self.shared.tell(|circuit| circuit.succeeded(self.try_number));
+                self.shared.state.counters.processed.add();
+                self.note(ticket.ack());
+            }
+            Err(failure) => {
+                let next = self.guarded(|work| work.decide(&failure));
+                self.fail(failure, next);
+            }
+        }
+    }
+
+    fn note(&self, answered: Answered) {
+        if answered == Answered::LeaseLost {
+            self.shared.state.counters.lost.add();
+        }
+    }
+
+    /// What becomes of a message that failed; counted.
+    fn decide(&self, failure: &Failure) -> Next {
         let counters = &self.shared.state.counters;
         counters.failed.add();
         let unavailable = failure.kind() == FailureKind::Unavailable;
@@ -149,32 +196,56 @@ impl Work {
             tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed for good");
             counters.dead_lettered.add();
             self.shared.tell(|circuit| circuit.ended(self.try_number));
-            return ticket.reject(failure.into_error());
+            return Next::Tried(Retry::DeadLetter);
         }
         tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed");
         let blame = self.shared.tell(|circuit| circuit.failed(self.try_number, unavailable));
         match blame {
             Some(Blame::None(until)) => {
                 counters.postponed.add();
-                return ticket.postpone(until.saturating_duration_since(Instant::now()));
+                return Next::Postponed(until.saturating_duration_since(Instant::now()));
             }
             None if unavailable => {
                 counters.postponed.add();
-                return ticket.postpone(AWAY);
+                return Next::Postponed(AWAY);
             }
             Some(Blame::Own) | None => {}
         }
         let retry = match failure.kind() {
             FailureKind::RetryAfter(delay) => Retry::After(delay),
-            _ => self.shared.retry.retry(self.attempt, &failure),
+            _ => self.shared.retry.retry(self.attempt, failure),
         };
-        if self.is_last_attempt || retry == Retry::DeadLetter {
+        let next = Next::Tried(retry);
+        if next.is_final(self.is_last_attempt) {
             counters.dead_lettered.add();
         }
-        match retry {
-            Retry::Default => ticket.fail(failure.into_error(), None),
-            Retry::After(delay) => ticket.fail(failure.into_error(), Some(delay)),
-            Retry::DeadLetter => ticket.reject(failure.into_error()),
+        next
+    }
+
+    fn fail(mut self, failure: Failure, next: Next) {
+        let Some(ticket) = self.ticket.take() else { return };
+        self.note(match next {
+            Next::Postponed(delay) => ticket.postpone(delay),
+            Next::Tried(Retry::Default) => ticket.fail(failure.into_error(), None),
+            Next::Tried(Retry::After(delay)) => ticket.fail(failure.into_error(), Some(delay)),
+            Next::Tried(Retry::DeadLetter) => ticket.reject(failure.into_error()),
+        });
+    }
+}
+
+/// What becomes of a message that failed.
+enum Next {
+    /// It is not to blame, and waits for so long.
+    Postponed(Duration),
+    Tried(Retry),
+}
+
+impl Next {
+    /// Whether it is a dead letter.
+    fn is_final(&self, is_last_attempt: bool) -> bool {
+        match self {
+            Self::Postponed(_) => false,
+            Self::Tried(retry) => is_last_attempt || *retry == Retry::DeadLetter,
         }
     }
 }

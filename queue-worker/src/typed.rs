@@ -16,6 +16,11 @@ use crate::payload::FromJob;
 pub struct Typed<T, C = Json>(pub T, pub PhantomData<fn() -> C>);
 
 impl<T, C> Typed<T, C> {
+    /// A value, to be replied with.
+    pub fn new(value: T) -> Self {
+        Self(value, PhantomData)
+    }
+
     /// The value.
     pub fn into_inner(self) -> T {
         self.0

@@ -19,6 +19,7 @@ use crate::failure::BoxError;
 use crate::handler::IntoHandler;
 use crate::job::Job;
 use crate::limit::{Adaptive, Limit};
+use crate::reply::IntoReply;
 use crate::report::Report;
 use crate::retry::{ReceiversOwn, RetryPolicy};
 use crate::run::{One, Run};
@@ -33,11 +34,15 @@ const DRAIN: Duration = Duration::from_secs(20);
 ///
 /// | the handler | its message |
 /// | --- | --- |
-/// | returns `Ok` or `()` | is done |
+/// | returns `Ok`, `()` or a reply | is done |
 /// | returns an error, panics, or runs out of time | is tried again after a backoff; after `max_deliveries` attempts it is a dead letter |
 /// | returns [`Failure::permanent`](crate::Failure::permanent) | is a dead letter at once |
 /// | returns [`Failure::unavailable`](crate::Failure::unavailable) | is tried again in a second, or when the [`Breaker`](crate::Breaker) lets it, not counted |
 /// | does not end within the drain | is given back, not counted where the broker can tell |
+///
+/// Whoever [asks](queue_core::Client::request) for a reply gets what the handler returns, if it is [`IntoReply`], before the
+/// message is done; or its error, when the message is a dead letter. A temporary one is tried again first. Requests of which
+/// nobody waits for the reply any more are not worked on, as far as they say so.
 ///
 /// Leases are renewed while a handler runs, up to the receiver's `max_handler_time`. With the receiver's
 /// `ordering(PerKey)` the messages of a key are worked on one after the other, those of many keys at a time.
@@ -179,8 +184,9 @@ impl<L> Worker<L> {
     where
         H: IntoHandler<Kind>,
         L: Layer<H::Service>,
-        L::Service:
-            Service<Job, Response = (), Error: Into<BoxError> + 'static, Future: Send + 'static> + Send + 'static,
+        L::Service: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>
+            + Send
+            + 'static,
     {
         let service = self.layer.layer(handler.into_handler());
         let run = self.into_run();

@@ -157,7 +157,7 @@ async fn a_policy_decides_when_and_whether() -> Outcome {
     };
     let worker = Worker::new(client.receiver("orders").max_deliveries(9).await?).retry(policy);
     let began = Instant::now();
-    let running = Running::start(worker, |_: Job| async { Err(Failure::temporary("no")) });
+    let running = Running::start(worker, |_: Job| async { Err::<(), _>(Failure::temporary("no")) });
     running.until(|counts| counts.dead_lettered == 1).await?;
     let took = began.elapsed();
     assert!(took >= 3 * SHORT && took < 4 * SHORT, "{took:?}");

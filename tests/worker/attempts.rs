@@ -40,7 +40,7 @@ pub(crate) fn exact(place: Arc<Place>) -> Outcome {
                         ending.stop();
                         sleep(Duration::from_millis(100)).await;
                     }
-                    Err(Failure::temporary("as the test wants it"))
+                    Err::<(), _>(Failure::temporary("as the test wants it"))
                 }
             }));
             until(|| control.counts().failed == if life == 3 { 2 } else { 1 }).await;

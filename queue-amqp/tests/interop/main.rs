@@ -38,11 +38,12 @@ fn main() {
         to_pika::topics_and_exchanges_of_pika_are_the_same,
         queues::queues_of_pikas_own_making_are_sent_to_and_received_from,
         queues::an_exclusive_queue_of_pika_takes_messages_and_refuses_receivers,
-        rpc::a_receiver_answers_pika_in_its_exclusive_queue,
-        rpc::a_receiver_answers_pika_directly,
+        rpc::a_worker_answers_pika_in_its_exclusive_queue,
+        rpc::a_worker_answers_pika_directly,
         rpc::pika_answers_questions_from_here,
         events::events_reach_the_official_sdk_in_each_mode,
         events::events_of_the_official_sdk_arrive_in_each_mode,
+        rpc::pika_answers_a_request_of_the_client,
     ]);
 }
 

@@ -2,41 +2,34 @@
 
 use std::collections::BTreeMap;
 
-use queue_core::{Address, Message};
+use queue_core::{Address, ErrorKind, Message};
+use queue_worker::{Payload, Worker};
 
 use crate::common::{PATIENCE, soon, unique};
 use crate::{client, python};
 
-/// Answers pika's questions from a receiver; pika waits for them in its own way.
+/// Answers pika's questions by a worker; pika waits for the answers in its own way.
 async fn answer(url: &str, way: &str) {
     let client = client(url).await;
     let name = unique("questions");
-    let mut receiver = client.receiver(name.as_str()).await.unwrap();
-    let sender = client.sender(name.as_str()).await.unwrap();
-    let arguments = [url, &name, way, "one", "two", "three"];
-    let asking = python::run("rpc_client.py", &arguments);
-    let answering = async {
-        for _ in 0..3 {
-            let question = soon(receiver.receive()).await.unwrap();
-            let address = Address::queue(question.get_reply_to().unwrap()).unwrap();
-            let answer = Message::new(question.text().unwrap().to_uppercase()).to(address);
-            let correlation_id = question.get_correlation_id().unwrap().to_owned();
-            sender.send(answer.correlation_id(correlation_id)).await.unwrap();
-            question.ack();
-        }
-    };
-    let (answers, ()) = tokio::join!(asking, answering);
+    let worker = Worker::new(client.receiver(name.as_str()).await.unwrap());
+    let control = worker.control();
+    let answering =
+        tokio::spawn(worker.serve(|Payload(text): Payload<String>| async move { Payload(text.to_uppercase()) }));
+    let answers = python::run("rpc_client.py", &[url, &name, way, "one", "two", "three"]).await;
     assert_eq!(answers, ["ONE", "TWO", "THREE"]);
-    receiver.close(PATIENCE).await;
+    control.stop();
+    let report = answering.await.unwrap();
+    assert!(report.is_clean() && report.counts.processed == 3, "{report:?}");
     client.delete(name.as_str()).await.unwrap();
     client.delete(Address::queue(&name).unwrap().dead_letter()).await.unwrap();
 }
 
-pub(crate) async fn a_receiver_answers_pika_in_its_exclusive_queue(url: String) {
+pub(crate) async fn a_worker_answers_pika_in_its_exclusive_queue(url: String) {
     answer(&url, "own").await;
 }
 
-pub(crate) async fn a_receiver_answers_pika_directly(url: String) {
+pub(crate) async fn a_worker_answers_pika_directly(url: String) {
     answer(&url, "direct").await;
 }
 
@@ -63,4 +56,18 @@ pub(crate) async fn pika_answers_questions_from_here(url: String) {
     for name in [questions, answers] {
         client.delete(name.as_str()).await.unwrap();
     }
+}
+
+pub(crate) async fn pika_answers_a_request_of_the_client(url: String) {
+    let client = client(&url).await;
+    let questions = unique("questions");
+    client.sender(questions.as_str()).await.unwrap();
+    let arguments = [url.as_str(), questions.as_str(), "1"];
+    let answering = python::run("rpc_server.py", &arguments);
+    let asking = client.request(questions.as_str(), "one").timeout(PATIENCE).into_future();
+    let (_, answer) = tokio::join!(answering, asking);
+    assert_eq!(answer.unwrap().text(), Some("ONE"));
+    client.delete(questions.as_str()).await.unwrap();
+    let gone = client.request(questions.as_str(), "two").await.unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::Unroutable);
 }
