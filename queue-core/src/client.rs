@@ -27,6 +27,9 @@ use crate::sender::{SenderBuilder, SenderConfig};
 use crate::topology::{Declare, Topology};
 use crate::transactor::TransactorBuilder;
 
+/// The kind of a broker that was not connected by a driver.
+const OTHER: &str = "_OTHER";
+
 /// A connection to a broker, from which senders and receivers are opened. Cheap to clone.
 ///
 /// ```
@@ -45,6 +48,8 @@ pub struct Client(Arc<ClientInner>);
 pub(crate) struct ClientInner {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) events: Events,
+    /// What kind of broker it is, in spans and metrics.
+    pub(crate) system: &'static str,
     sender_defaults: SenderConfig,
     receiver_defaults: ReceiverConfig,
     names: Mutex<HashMap<String, AddressKind>>,
@@ -97,16 +102,18 @@ impl Client {
     /// Makes a client over a broker of one's own: a wrapper, a test double, a broker made from a native client.
     #[must_use]
     pub fn from_broker(broker: Arc<dyn Broker>) -> Self {
-        Self::new(broker, Events::new(), SenderConfig::default(), ReceiverConfig::default())
+        Self::new(OTHER, broker, Events::new(), SenderConfig::default(), ReceiverConfig::default())
     }
 
     pub(crate) fn new(
+        system: &'static str,
         broker: Arc<dyn Broker>,
         events: Events,
         sender_defaults: SenderConfig,
         receiver_defaults: ReceiverConfig,
     ) -> Self {
-        Self(Arc::new(ClientInner {
+        let inner = Arc::new(ClientInner {
+            system,
             broker,
             events,
             sender_defaults,
@@ -116,7 +123,10 @@ impl Client {
             receivers: Mutex::default(),
             dropped: Mutex::default(),
             closed: AtomicBool::new(false),
-        }))
+        });
+        #[cfg(feature = "otel")]
+        crate::observe::metrics::watch(&inner);
+        Self(inner)
     }
 
     pub(crate) fn inner(&self) -> &Arc<ClientInner> {
@@ -127,6 +137,7 @@ impl Client {
     #[must_use]
     pub fn layer(&self, layer: &dyn crate::broker::BrokerLayer) -> Self {
         Self::new(
+            self.0.system,
             layer.layer(self.0.broker.clone()),
             self.0.events.clone(),
             self.0.sender_defaults.clone(),
@@ -311,7 +322,7 @@ impl Client {
         // Every part is idempotent: a close that was dropped midway is taken up by the next.
         self.0.closed.store(true, Ordering::Release);
         let deadline = crate::memory::far(Instant::now(), within);
-        let receivers: Vec<_> = self.0.receivers.lock().iter().filter_map(|r| r.upgrade()).collect();
+        let receivers = self.0.open_receivers();
         for part in join_all(receivers.iter().map(|r| r.close(deadline))).await {
             report.merge(part);
         }
@@ -364,6 +375,10 @@ impl ClientInner {
         let mut senders = self.senders.lock();
         senders.retain(|s| s.strong_count() > 0);
         senders.push(Arc::downgrade(outbox));
+    }
+
+    pub(crate) fn open_receivers(&self) -> Vec<Arc<Inbox>> {
+        self.receivers.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(crate) fn track_receiver(&self, inbox: &Arc<Inbox>) {

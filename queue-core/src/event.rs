@@ -1,6 +1,8 @@
 //! What happens behind the handles: events and health.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "otel")]
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -98,6 +100,9 @@ impl Health {
 struct Hub {
     sender: broadcast::Sender<Event>,
     problems: Mutex<BTreeMap<String, (HealthState, String)>>,
+    /// Hosts whose connection is lost.
+    #[cfg(feature = "otel")]
+    lost: Mutex<BTreeSet<String>>,
 }
 
 /// Where adapters and handles report events and problems. Cheap to clone; never blocks.
@@ -115,7 +120,12 @@ impl Events {
     #[must_use]
     pub fn new() -> Self {
         let (sender, _) = broadcast::channel(EVENT_BUFFER);
-        Self(Arc::new(Hub { sender, problems: Mutex::new(BTreeMap::new()) }))
+        Self(Arc::new(Hub {
+            sender,
+            problems: Mutex::default(),
+            #[cfg(feature = "otel")]
+            lost: Mutex::default(),
+        }))
     }
 
     /// Reports an event: to the listeners and to the log.
@@ -125,8 +135,23 @@ impl Events {
             (_, Some(error)) => tracing::warn!(subject, %error, "{kind:?}"),
             (_, None) => tracing::warn!(subject, "{kind:?}"),
         }
+        #[cfg(feature = "otel")]
+        self.count(kind, subject);
         // No listener is no error.
         let _ = self.0.sender.send(Event { kind, subject: subject.into(), error });
+    }
+
+    /// Counts connections that come back.
+    #[cfg(feature = "otel")]
+    fn count(&self, kind: EventKind, subject: &str) {
+        match kind {
+            EventKind::Disconnected => drop(self.0.lost.lock().insert(subject.to_owned())),
+            EventKind::Connected => {
+                let again = self.0.lost.lock().remove(subject);
+                crate::observe::metrics::connected(subject, u64::from(again));
+            }
+            _ => {}
+        }
     }
 
     /// Sets or, with `None`, clears the problem under `key`.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use queue_core::{Delivery, Error, ErrorKind, Receiver};
+use queue_core::{Delivery, Error, ErrorKind, Processing, Receiver};
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
 use tokio::task::{AbortHandle, JoinHandle, spawn};
@@ -158,46 +158,54 @@ impl Run {
         }
     }
 
-    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light.
+    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light. Both run inside of its span.
     pub(crate) async fn run<F, T, E>(
         &mut self,
+        processing: Processing,
         call: impl FnOnce() -> F,
-        finish: impl FnOnce(Result<T, Failure>) + Send + 'static,
+        finish: impl FnOnce(Result<T, Failure>, &mut Processing) + Send + 'static,
     ) where
         F: Future<Output = Result<T, E>> + Send + 'static,
         T: Send + 'static,
         E: Into<BoxError>,
     {
         // A function may panic before it has made a future.
-        let future = match catch_unwind(AssertUnwindSafe(call)) {
+        let called = {
+            let _entered = processing.enter();
+            catch_unwind(AssertUnwindSafe(call))
+        };
+        let future = match called {
             Ok(future) => future,
-            Err(panic) => return finish(Err(self.shared.panicked(&*panic))),
+            Err(panic) => return answer(processing, finish, Err(self.shared.panicked(&*panic))),
         };
         let deadline = self.shared.deadline;
         // Dropped in this order: a message is answered, or given back, before its place is.
-        let ends = (finish, Place::take(&self.shared));
+        let ends = (finish, processing, Place::take(&self.shared));
         let task = async move {
-            let began = ends.1.began();
+            let began = ends.2.began();
             // What is left of the handler is gone before its message is answered.
             let mut future = pin!(Some(AssertUnwindSafe(future).catch_unwind()));
             let ended = poll_fn(|cx| match future.as_mut().as_pin_mut() {
-                Some(future) => future.poll(cx),
+                Some(future) => {
+                    let _entered = ends.1.enter();
+                    future.poll(cx)
+                }
                 None => Poll::Pending,
             });
             let mut result = match deadline {
-                None => ends.1.result(ended.await),
+                None => ends.2.result(ended.await),
                 Some(deadline) => match timeout(deadline, ended).await {
-                    Ok(result) => ends.1.result(result),
+                    Ok(result) => ends.2.result(result),
                     Err(_) => Err(Failure::temporary(format!("the handler took longer than {deadline:?}"))),
                 },
             };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
-                result = Err(ends.1.panicked(&*panic));
+                result = Err(ends.2.panicked(&*panic));
             }
-            let (finish, place) = ends;
+            let (finish, processing, place) = ends;
             place.ended(began, &result);
             // A policy may panic, or what the handler returned; the message counts as dropped then.
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| finish(result))) {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| answer(processing, finish, result))) {
                 place.panicked(&*panic);
             }
             drop(place);
@@ -249,6 +257,27 @@ impl Run {
     }
 }
 
+/// Answers for what a handler ended with, inside of its span.
+fn answer<T>(
+    mut processing: Processing,
+    finish: impl FnOnce(Result<T, Failure>, &mut Processing),
+    result: Result<T, Failure>,
+) {
+    let span = processing.span();
+    let _entered = span.enter();
+    finish(result, &mut processing);
+    processing.end();
+}
+
+/// Tells what observes the work that it failed.
+pub(crate) fn note(processing: &mut Processing, result: &Result<(), Failure>) {
+    if processing.is_observed()
+        && let Err(failure) = result
+    {
+        processing.failed(failure.kind().name(), failure);
+    }
+}
+
 /// One message at a time to a service.
 pub(crate) struct One<S>(pub(crate) S);
 
@@ -268,7 +297,12 @@ where
                 .with_operation("work")
                 .with_source(error));
         }
-        run.run(|| self.0.call(job), move |result| work.finish(result)).await;
+        let processing = run.receiver.processing(&job);
+        let finish = move |result: Result<(), Failure>, processing: &mut Processing| {
+            note(processing, &result);
+            work.finish(result);
+        };
+        run.run(processing, || self.0.call(job), finish).await;
         Ok(())
     }
 }
