@@ -17,7 +17,7 @@ use crate::broker::{Broker, CloseReport, Driver, Stats};
 use crate::capability::Capabilities;
 use crate::config::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{EventKind, EventStream, Events, Health};
+use crate::event::{EventKind, EventStream, Events, Health, HealthState};
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::receiver::{ReceiverBuilder, ReceiverConfig};
@@ -292,6 +292,10 @@ impl Client {
         let own = self.0.events.health();
         health.state = health.state.max(own.state);
         health.problems.extend(own.problems);
+        if self.0.closed.load(Ordering::Acquire) {
+            health.closed = true;
+            health = health.with_problem(HealthState::Down, "the client was closed");
+        }
         health
     }
 

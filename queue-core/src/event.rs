@@ -72,6 +72,8 @@ pub struct Health {
     pub state: HealthState,
     /// Each present problem in a line.
     pub problems: Vec<String>,
+    /// Whether the client was closed: nothing comes back by itself.
+    pub closed: bool,
 }
 
 impl Health {
@@ -87,6 +89,19 @@ impl Health {
         self.state = self.state.max(state);
         self.problems.push(problem.into());
         self
+    }
+
+    /// Whether requests that need the broker should come here: it is up, or degraded. For a readiness probe.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.state != HealthState::Down
+    }
+
+    /// Whether this process can get well by itself, as it does from anything but a close. For a liveness probe, which must
+    /// not restart a service because its broker is away.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.closed
     }
 
     /// Whether all is well.
