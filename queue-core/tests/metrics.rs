@@ -53,7 +53,7 @@ async fn every_message_is_counted_once() -> Outcome {
     assert!(otel::record_metrics(&provider.meter("test")));
     assert!(!otel::record_metrics(&provider.meter("another")), "the first stays");
     orders.send(Message::new("a").timestamp(SystemTime::now())).await?;
-    orders.submit("b").await?.await?;
+    orders.submit(Message::new("b").timestamp(SystemTime::now())).await?.await?;
     assert!(orders.send_batch([Message::new("c"), Message::new("d").header("anyqueue-own", "1")]).await.is_err());
     assert!(orders.send(Message::new("e").header("anyqueue-own", "1")).await.is_err());
 
