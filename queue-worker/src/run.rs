@@ -186,10 +186,11 @@ impl Run {
             // What is left of the handler is gone before its message is answered.
             let mut future = pin!(Some(AssertUnwindSafe(future).catch_unwind()));
             let ended = poll_fn(|cx| match future.as_mut().as_pin_mut() {
-                Some(future) => {
+                Some(future) if ends.1.is_observed() => {
                     let _entered = ends.1.enter();
                     future.poll(cx)
                 }
+                Some(future) => future.poll(cx),
                 None => Poll::Pending,
             });
             let mut result = match deadline {
@@ -263,10 +264,13 @@ fn answer<T>(
     finish: impl FnOnce(Result<T, Failure>, &mut Processing),
     result: Result<T, Failure>,
 ) {
-    let span = processing.span();
-    let _entered = span.enter();
-    finish(result, &mut processing);
-    processing.end();
+    if processing.is_observed() {
+        let span = processing.span();
+        span.in_scope(|| finish(result, &mut processing));
+        processing.end();
+    } else {
+        finish(result, &mut processing);
+    }
 }
 
 /// Tells what observes the work that it failed.

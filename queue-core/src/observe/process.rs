@@ -54,7 +54,16 @@ struct Observed {
 }
 
 impl Processing {
+    #[inline]
     pub(crate) fn of_one(subject: &Subject, message: &Message) -> Self {
+        let nobody = tracing::level_filters::LevelFilter::current() < tracing::Level::INFO;
+        if nobody && message.headers().is_empty() && !metrics::is_on() {
+            return Self(None);
+        }
+        Self::begin_one(subject, message)
+    }
+
+    fn begin_one(subject: &Subject, message: &Message) -> Self {
         let span = span!(
             INFO,
             "consumer",
@@ -148,6 +157,7 @@ impl Processing {
 }
 
 impl Drop for Processing {
+    #[inline]
     fn drop(&mut self) {
         if self.0.is_some() {
             self.failed(DROPPED, &"the work was dropped before its end");

@@ -7,7 +7,15 @@ use crate::consumer::Received;
 use crate::message::Message;
 
 /// The span of an answer to a message, entered; linked to where the message comes from.
-pub(crate) fn settle(subject: &Subject, operation: &'static str, message: &Message) -> EnteredSpan {
+#[inline]
+pub(crate) fn settle(subject: &Subject, operation: &'static str, message: &Message) -> Option<EnteredSpan> {
+    if tracing::level_filters::LevelFilter::current() < tracing::Level::DEBUG {
+        return None;
+    }
+    Some(begin(subject, operation, message))
+}
+
+fn begin(subject: &Subject, operation: &'static str, message: &Message) -> EnteredSpan {
     let span = span!(DEBUG, "client", "settle", operation, subject, messaging.message.id = message.get_id());
     if !span.is_disabled() {
         trace::link(&span, message);

@@ -113,6 +113,9 @@ pub(crate) fn link(span: &Span, message: &Message) {
 
 /// Makes the span a child of where the message comes from; a context that is left is of no span of `tracing`.
 pub(crate) fn follow(span: &Span, message: &Message) -> Remote {
+    if message.headers().is_empty() {
+        return Remote(None);
+    }
     let context = context(message);
     if !context.has_active_span() {
         return Remote(None);
