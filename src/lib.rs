@@ -62,6 +62,8 @@ pub async fn from_env() -> Result<Client> {
 mod guides {
     #[doc = include_str!("../docs/guide.md")]
     mod guide {}
+    #[doc = include_str!("../docs/observability.md")]
+    mod observability {}
     #[doc = include_str!("../docs/adding-a-broker.md")]
     mod adding_a_broker {}
     #[cfg(all(feature = "testing", feature = "worker"))]

@@ -26,6 +26,8 @@ const ALLOWED: &[&str] = &[
     "serde_core",
     "serde",         // derived `Deserialize` of options
     "libtest_mimic", // the conformance suite
+    "tracing",       // the span of the work on a message
+    "opentelemetry", // contexts and meters, with the feature `otel`
 ];
 
 /// Documented native access: function and foreign crate.

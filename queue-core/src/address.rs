@@ -38,6 +38,12 @@ pub struct Address {
 }
 
 impl Address {
+    /// The name, to keep.
+    #[cfg(feature = "otel")]
+    pub(crate) fn shared_name(&self) -> Arc<str> {
+        self.name.clone()
+    }
+
     /// Makes the address of a queue.
     ///
     /// # Errors

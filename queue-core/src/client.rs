@@ -17,7 +17,7 @@ use crate::broker::{Broker, CloseReport, Driver, Stats};
 use crate::capability::Capabilities;
 use crate::config::Endpoint;
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::{EventKind, EventStream, Events, Health};
+use crate::event::{EventKind, EventStream, Events, Health, HealthState};
 use crate::inbox::Inbox;
 use crate::message::Message;
 use crate::outbox::Outbox;
@@ -28,6 +28,9 @@ use crate::request::{Desk, RequestBuilder};
 use crate::sender::{SenderBuilder, SenderConfig};
 use crate::topology::{Declare, Topology};
 use crate::transactor::TransactorBuilder;
+
+/// The kind of a broker that was not connected by a driver.
+const OTHER: &str = "_OTHER";
 
 /// A connection to a broker, from which senders and receivers are opened. Cheap to clone.
 ///
@@ -47,6 +50,8 @@ pub struct Client(Arc<ClientInner>);
 pub(crate) struct ClientInner {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) events: Events,
+    /// What kind of broker it is, in spans and metrics.
+    pub(crate) system: &'static str,
     sender_defaults: SenderConfig,
     receiver_defaults: ReceiverConfig,
     names: Mutex<HashMap<String, AddressKind>>,
@@ -100,16 +105,18 @@ impl Client {
     /// Makes a client over a broker of one's own: a wrapper, a test double, a broker made from a native client.
     #[must_use]
     pub fn from_broker(broker: Arc<dyn Broker>) -> Self {
-        Self::new(broker, Events::new(), SenderConfig::default(), ReceiverConfig::default())
+        Self::new(OTHER, broker, Events::new(), SenderConfig::default(), ReceiverConfig::default())
     }
 
     pub(crate) fn new(
+        system: &'static str,
         broker: Arc<dyn Broker>,
         events: Events,
         sender_defaults: SenderConfig,
         receiver_defaults: ReceiverConfig,
     ) -> Self {
-        Self(Arc::new(ClientInner {
+        let inner = Arc::new(ClientInner {
+            system,
             broker,
             events,
             sender_defaults,
@@ -120,7 +127,10 @@ impl Client {
             dropped: Mutex::default(),
             desk: Desk::new(),
             closed: AtomicBool::new(false),
-        }))
+        });
+        #[cfg(feature = "otel")]
+        crate::observe::metrics::watch(&inner);
+        Self(inner)
     }
 
     pub(crate) fn inner(&self) -> &Arc<ClientInner> {
@@ -131,6 +141,7 @@ impl Client {
     #[must_use]
     pub fn layer(&self, layer: &dyn crate::broker::BrokerLayer) -> Self {
         Self::new(
+            self.0.system,
             layer.layer(self.0.broker.clone()),
             self.0.events.clone(),
             self.0.sender_defaults.clone(),
@@ -325,6 +336,10 @@ impl Client {
         let own = self.0.events.health();
         health.state = health.state.max(own.state);
         health.problems.extend(own.problems);
+        if self.0.closed.load(Ordering::Acquire) {
+            health.closed = true;
+            health = health.with_problem(HealthState::Down, "the client was closed");
+        }
         health
     }
 
@@ -356,7 +371,7 @@ impl Client {
         self.0.closed.store(true, Ordering::Release);
         self.0.desk.begin_close();
         let deadline = crate::memory::far(Instant::now(), within);
-        let receivers: Vec<_> = self.0.receivers.lock().iter().filter_map(|r| r.upgrade()).collect();
+        let receivers = self.0.open_receivers();
         for part in join_all(receivers.iter().map(|r| r.close(deadline))).await {
             report.merge(part);
         }
@@ -410,6 +425,10 @@ impl ClientInner {
         let mut senders = self.senders.lock();
         senders.retain(|s| s.strong_count() > 0);
         senders.push(Arc::downgrade(outbox));
+    }
+
+    pub(crate) fn open_receivers(&self) -> Vec<Arc<Inbox>> {
+        self.receivers.lock().iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(crate) fn track_receiver(&self, inbox: &Arc<Inbox>) {

@@ -12,9 +12,14 @@ use crate::consumer::{Position, Received};
 use crate::dead_letter::Reason;
 use crate::error::Result;
 use crate::hold::Hold;
-use crate::inbox::{Held, Inbox, Run};
+use crate::inbox::{Held, Inbox};
 use crate::lease::Fetch;
 use crate::message::Message;
+use crate::observe::{Processing, settle};
+
+mod batch;
+
+pub use batch::{Batch, BatchIntoIter, BatchItem};
 
 /// What came of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,10 +85,11 @@ impl Ticket {
         self.held.take()
     }
 
-    fn answer(mut self, answer: impl FnOnce(&Arc<Inbox>, Held) -> Answered) -> Answered {
+    fn answer(mut self, name: &'static str, answer: impl FnOnce(&Arc<Inbox>, Held) -> Answered) -> Answered {
         match self.held.take() {
             Some(held) => {
                 let inbox = held.fetch.inbox.clone();
+                let _span = settle(inbox.subject(), name, &held.message);
                 answer(&inbox, held)
             }
             None => Answered::LeaseLost,
@@ -93,7 +99,10 @@ impl Ticket {
     /// The message is done and does not come again.
     pub fn ack(mut self) -> Answered {
         match self.held.take() {
-            Some(held) => held.fetch.inbox.ack(&held),
+            Some(held) => {
+                let _span = settle(held.fetch.inbox.subject(), "ack", &held.message);
+                held.fetch.inbox.ack(&held)
+            }
             None => Answered::LeaseLost,
         }
     }
@@ -101,36 +110,36 @@ impl Ticket {
     /// The message failed and comes again after the default backoff, with the next attempt; after `max_deliveries`
     /// attempts it goes to the dead letters.
     pub fn retry(self) -> Answered {
-        self.answer(|inbox, held| inbox.retry(held, None, failed))
+        self.answer("retry", |inbox, held| inbox.retry(held, None, failed))
     }
 
     /// As [`retry`](Self::retry), after this delay at the earliest.
     pub fn retry_after(self, delay: Duration) -> Answered {
-        self.answer(|inbox, held| inbox.retry(held, Some(delay), failed))
+        self.answer("retry", |inbox, held| inbox.retry(held, Some(delay), failed))
     }
 
     /// As [`retry`](Self::retry), after this delay at the earliest if one is given; in the last attempt the dead letter
     /// has this reason and its causes.
     pub fn fail(self, reason: impl Into<Box<dyn StdError + Send + Sync>>, delay: Option<Duration>) -> Answered {
         let reason = reason.into();
-        self.answer(|inbox, held| inbox.retry(held, delay, |_| Reason::new(&*reason)))
+        self.answer("retry", |inbox, held| inbox.retry(held, delay, |_| Reason::new(&*reason)))
     }
 
     /// The message can never be processed: it goes to the dead letters with this reason and its causes.
     pub fn reject(self, reason: impl Into<Box<dyn StdError + Send + Sync>>) -> Answered {
         let reason = Reason::new(&*reason.into());
-        self.answer(|inbox, held| inbox.dead_letter(held, reason))
+        self.answer("reject", |inbox, held| inbox.dead_letter(held, reason))
     }
 
     /// Gives the message back for another receiver, at once, and not counted as an attempt where the broker can tell.
     pub fn release(self) -> Answered {
-        self.answer(|inbox, held| inbox.release(held))
+        self.answer("release", |inbox, held| inbox.release(held))
     }
 
     /// The message comes again to this receiver after this delay, as the attempt that it is: what it needs is away. Until then
     /// it is leased, up to `max_handler_time` since it was fetched, and holds its key; a receiver that stops gives it back.
     pub fn postpone(self, delay: Duration) -> Answered {
-        self.answer(|inbox, held| inbox.postpone(held, delay))
+        self.answer("postpone", |inbox, held| inbox.postpone(held, delay))
     }
 
     /// As [`ack`](Self::ack), and waits until the broker has it as far as the protocol can tell.
@@ -252,6 +261,15 @@ impl Delivery {
         self.0.held.as_ref()?.fetch.until(self.0.held.as_ref()?.index)
     }
 
+    /// Observes the work on the message, for programs that do it without a worker; see [`Processing`].
+    pub fn processing(&self) -> Processing {
+        self.0
+            .held
+            .as_ref()
+            .map(|held| held.fetch.inbox.subject())
+            .map_or_else(Processing::default, |subject| Processing::of_one(subject, self.message()))
+    }
+
     /// Takes message and answer apart; the payload stays shared.
     pub fn split(self) -> (Message, Ticket) {
         (self.message().clone(), self.0)
@@ -332,122 +350,6 @@ impl fmt::Debug for Delivery {
     }
 }
 
-/// Messages that were handed out together and share one handle.
-///
-/// [`ack`](Self::ack) answers all; iterating by value gives deliveries that are answered one by one. Dropped, those
-/// left are retried.
-#[must_use = "dropped without an answer, the messages are retried"]
-pub struct Batch {
-    fetch: Option<Arc<Fetch>>,
-    first: u32,
-    items: Vec<Received>,
-}
-
-impl Batch {
-    pub(crate) fn new(run: Run) -> Self {
-        Self { fetch: Some(run.fetch), first: run.next, items: run.items.collect() }
-    }
-
-    pub(crate) fn part(fetch: Arc<Fetch>, first: u32, items: Vec<Received>) -> Self {
-        Self { fetch: Some(fetch), first, items }
-    }
-
-    pub(crate) fn empty() -> Self {
-        Self { fetch: None, first: 0, items: Vec::new() }
-    }
-
-    /// How many messages there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.items.len()
-    }
-
-    /// Whether there is none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.items.is_empty()
-    }
-
-    /// The messages in order.
-    pub fn iter(&self) -> impl ExactSizeIterator<Item = BatchItem<'_>> + '_ {
-        self.items.iter().map(BatchItem)
-    }
-
-    /// All messages are done and do not come again. `LeaseLost` when at least one was no longer ours.
-    pub fn ack(mut self) -> Answered {
-        let Some(fetch) = self.fetch.take() else { return Answered::Accepted };
-        let items = std::mem::take(&mut self.items);
-        fetch.inbox.ack_batch(&fetch, self.first, items)
-    }
-}
-
-impl Drop for Batch {
-    fn drop(&mut self) {
-        if let Some(fetch) = self.fetch.take() {
-            let items = std::mem::take(&mut self.items);
-            drop(Deliveries { fetch, next: self.first, items: items.into_iter() });
-        }
-    }
-}
-
-impl fmt::Debug for Batch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Batch").field("len", &self.len()).finish_non_exhaustive()
-    }
-}
-
-impl IntoIterator for Batch {
-    type Item = Delivery;
-    type IntoIter = BatchIntoIter;
-
-    fn into_iter(mut self) -> BatchIntoIter {
-        let items = std::mem::take(&mut self.items).into_iter();
-        BatchIntoIter(self.fetch.take().map(|fetch| Deliveries { fetch, next: self.first, items }))
-    }
-}
-
-/// The deliveries of a batch.
-#[derive(Debug)]
-pub struct BatchIntoIter(Option<Deliveries>);
-
-impl Iterator for BatchIntoIter {
-    type Item = Delivery;
-
-    fn next(&mut self) -> Option<Delivery> {
-        self.0.as_mut()?.next()
-    }
-
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.0.as_ref().map_or(0, |d| d.items.len());
-        (left, Some(left))
-    }
-}
-
-#[derive(Debug)]
-struct Deliveries {
-    fetch: Arc<Fetch>,
-    next: u32,
-    items: std::vec::IntoIter<Received>,
-}
-
-impl Deliveries {
-    fn next(&mut self) -> Option<Delivery> {
-        let item = self.items.next()?;
-        let held = hold(&self.fetch, self.next, item);
-        self.next += 1;
-        Some(Delivery::new(held))
-    }
-}
-
-impl Drop for Deliveries {
-    fn drop(&mut self) {
-        // Each is dropped as a delivery of its own: counted and retried.
-        while let Some(delivery) = self.next() {
-            drop(delivery);
-        }
-    }
-}
-
 /// The message with all that answers it. Undecodable ones never get this far.
 pub(crate) fn hold(fetch: &Arc<Fetch>, index: u32, item: Received) -> Held {
     let Received { message, token, attempt, position, .. } = item;
@@ -459,37 +361,5 @@ pub(crate) fn hold(fetch: &Arc<Fetch>, index: u32, item: Received) -> Held {
         position,
         message: message.unwrap_or_default(),
         laneless: false,
-    }
-}
-
-/// A message of a batch.
-#[derive(Debug, Clone, Copy)]
-pub struct BatchItem<'a>(&'a Received);
-
-impl<'a> BatchItem<'a> {
-    /// The message.
-    #[must_use]
-    pub fn message(&self) -> &'a Message {
-        self.0.message.as_ref().unwrap_or_else(|_| nothing())
-    }
-
-    /// Which attempt this is, from 1 on.
-    #[must_use]
-    pub fn attempt(&self) -> u32 {
-        self.0.attempt
-    }
-
-    /// Where the message stood.
-    #[must_use]
-    pub fn position(&self) -> Position {
-        self.0.position
-    }
-}
-
-impl Deref for BatchItem<'_> {
-    type Target = Message;
-
-    fn deref(&self) -> &Message {
-        self.message()
     }
 }

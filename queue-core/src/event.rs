@@ -1,6 +1,8 @@
 //! What happens behind the handles: events and health.
 
 use std::collections::BTreeMap;
+#[cfg(feature = "otel")]
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -70,6 +72,8 @@ pub struct Health {
     pub state: HealthState,
     /// Each present problem in a line.
     pub problems: Vec<String>,
+    /// Whether the client was closed: nothing comes back by itself.
+    pub closed: bool,
 }
 
 impl Health {
@@ -87,6 +91,19 @@ impl Health {
         self
     }
 
+    /// Whether requests that need the broker should come here: it is up, or degraded. For a readiness probe.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.state != HealthState::Down
+    }
+
+    /// Whether this process can get well by itself, as it does from anything but a close. For a liveness probe, which must
+    /// not restart a service because its broker is away.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        !self.closed
+    }
+
     /// Whether all is well.
     #[must_use]
     pub fn is_up(&self) -> bool {
@@ -98,6 +115,9 @@ impl Health {
 struct Hub {
     sender: broadcast::Sender<Event>,
     problems: Mutex<BTreeMap<String, (HealthState, String)>>,
+    /// Hosts whose connection is lost.
+    #[cfg(feature = "otel")]
+    lost: Mutex<BTreeSet<String>>,
 }
 
 /// Where adapters and handles report events and problems. Cheap to clone; never blocks.
@@ -115,7 +135,12 @@ impl Events {
     #[must_use]
     pub fn new() -> Self {
         let (sender, _) = broadcast::channel(EVENT_BUFFER);
-        Self(Arc::new(Hub { sender, problems: Mutex::new(BTreeMap::new()) }))
+        Self(Arc::new(Hub {
+            sender,
+            problems: Mutex::default(),
+            #[cfg(feature = "otel")]
+            lost: Mutex::default(),
+        }))
     }
 
     /// Reports an event: to the listeners and to the log.
@@ -125,8 +150,23 @@ impl Events {
             (_, Some(error)) => tracing::warn!(subject, %error, "{kind:?}"),
             (_, None) => tracing::warn!(subject, "{kind:?}"),
         }
+        #[cfg(feature = "otel")]
+        self.count(kind, subject);
         // No listener is no error.
         let _ = self.0.sender.send(Event { kind, subject: subject.into(), error });
+    }
+
+    /// Counts connections that come back.
+    #[cfg(feature = "otel")]
+    fn count(&self, kind: EventKind, subject: &str) {
+        match kind {
+            EventKind::Disconnected => drop(self.0.lost.lock().insert(subject.to_owned())),
+            EventKind::Connected => {
+                let again = self.0.lost.lock().remove(subject);
+                crate::observe::metrics::connected(subject, u64::from(again));
+            }
+            _ => {}
+        }
     }
 
     /// Sets or, with `None`, clears the problem under `key`.

@@ -21,6 +21,7 @@ use crate::consumer::{AckToken, Consumer, Received};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Fetch, Ledger};
 use crate::message::Message;
+use crate::observe::Subject;
 use crate::outbox::Owned;
 use crate::receiver::ReceiverConfig;
 
@@ -87,6 +88,9 @@ pub(crate) struct Inbox {
     pub(crate) consumer: Arc<dyn Consumer>,
     pub(crate) capabilities: Arc<Capabilities>,
     pub(crate) source: Source,
+    subject: Subject,
+    #[cfg(feature = "otel")]
+    ages: crate::observe::metrics::Ages,
     pub(crate) config: ReceiverConfig,
     pub(crate) client: Arc<ClientInner>,
     pub(crate) ledger: Ledger,
@@ -158,6 +162,9 @@ impl Inbox {
         let shares_log = source.address.is_topic() && capabilities.retry_via == RetryVia::InPlace;
         let inbox = Arc::new(Self {
             shares_log,
+            subject: Subject::source(client.system, &source),
+            #[cfg(feature = "otel")]
+            ages: Default::default(),
             ledger: Ledger::new(leased, config.lease, config.max_handler_time),
             consumer,
             capabilities,
@@ -233,9 +240,23 @@ impl Inbox {
         error.with_operation(operation).with_context("source", &self.source)
     }
 
+    /// What spans and metrics say of it.
+    pub(crate) fn subject(&self) -> &Subject {
+        &self.subject
+    }
+
+    #[cfg(feature = "otel")]
+    pub(crate) fn ages(&self) -> &crate::observe::metrics::Ages {
+        &self.ages
+    }
+
+    /// Messages that are handed out and have no answer.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.unanswered.load(Ordering::Acquire).saturating_sub(self.buffered.load(Ordering::Acquire))
+    }
+
     fn outstanding(&self) -> usize {
-        let handed_out = self.unanswered.load(Ordering::Acquire).saturating_sub(self.buffered.load(Ordering::Acquire));
-        handed_out + self.pending.load(Ordering::Acquire)
+        self.in_flight() + self.pending.load(Ordering::Acquire)
     }
 
     /// Waits until `left` answers zero.

@@ -143,6 +143,8 @@ impl Ledger {
             extended: Mutex::default(),
         });
         let fetch = Arc::new(Fetch { inbox: inbox.clone(), leased });
+        #[cfg(feature = "otel")]
+        inbox.ages().fetched(&fetch);
         if let Some(leased) = &fetch.leased {
             self.schedule(leased.fetched, *leased.until.lock(), Arc::downgrade(&fetch));
         }

@@ -25,6 +25,9 @@ mod interpose;
 mod lease;
 pub mod memory;
 mod message;
+mod observe;
+#[cfg(feature = "otel")]
+pub mod otel;
 mod outbox;
 mod producer;
 mod receiver;
@@ -61,6 +64,7 @@ pub use crate::event::{Event, EventKind, EventStream, Events, Health, HealthStat
 pub use crate::headers::{HeaderValue, Headers, RESERVED_PREFIX, Text};
 pub use crate::hold::Hold;
 pub use crate::message::Message;
+pub use crate::observe::{EnteredProcessing, Processing};
 pub use crate::producer::{Producer, Receipt};
 pub use crate::receiver::{Receiver, ReceiverBuilder, ReceiverConfig, ReceiverControl};
 pub use crate::redrive::{RedriveBuilder, Redriven};

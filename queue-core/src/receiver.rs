@@ -17,6 +17,8 @@ use crate::capability::Capabilities;
 use crate::delivery::{Batch, Delivery, hold};
 use crate::error::{Error, ErrorKind, Result};
 use crate::inbox::{Inbox, Run};
+use crate::message::Message;
+use crate::observe::{Processing, Receiving};
 use crate::request::Replier;
 
 /// Messages that [`Receiver::next`] fetches at once.
@@ -34,6 +36,7 @@ pub(crate) use open::{checked, copier, dead_letter_of, source_of};
 pub struct Receiver {
     inbox: Arc<Inbox>,
     current: Option<Run>,
+    receiving: Receiving,
 }
 
 impl fmt::Debug for Receiver {
@@ -52,8 +55,14 @@ impl Receiver {
         }
         // A queue that is never empty lets other tasks run too.
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        self.receiving.begin(self.inbox.subject());
         let fetched = ready!(self.inbox.poll_fetch(cx, max));
         coop.made_progress();
+        match &fetched {
+            Some(Ok(run)) => self.receiving.end(self.inbox.subject(), Ok(run.items.as_slice())),
+            Some(Err(error)) => self.receiving.end(self.inbox.subject(), Err(error)),
+            None => self.receiving.forget(),
+        }
         match fetched {
             Some(Ok(run)) => {
                 self.current = Some(run);
@@ -188,6 +197,19 @@ impl Receiver {
     #[must_use]
     pub fn replier(&self) -> Replier {
         Replier::new(self.inbox.client.clone(), self.inbox.source.clone())
+    }
+
+    /// Observes the work on a message of this receiver; see [`Processing`].
+    pub fn processing(&self, message: &Message) -> Processing {
+        Processing::of_one(self.inbox.subject(), message)
+    }
+
+    /// Observes the work on messages of this receiver that are worked on together; see [`Processing`].
+    pub fn processing_batch<'a, I>(&self, messages: I) -> Processing
+    where
+        I: IntoIterator<Item = &'a Message, IntoIter: ExactSizeIterator>,
+    {
+        Processing::of_batch(self.inbox.subject(), messages.into_iter())
     }
 
     /// A handle that controls the receiver from another task.

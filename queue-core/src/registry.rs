@@ -46,7 +46,7 @@ pub(crate) async fn connect(mut endpoint: Endpoint, drivers: &[Driver]) -> Resul
         Err(_) => Err(Error::new(ErrorKind::Timeout, "the broker did not answer")),
     };
     let broker = broker.map_err(|e| e.with_operation("connect").with_context("broker", shown))?;
-    Ok(Client::new(broker, events, sender, receiver))
+    Ok(Client::new(crate::observe::system(driver.name), broker, events, sender, receiver))
 }
 
 fn only(options: &Options, names: &[&str]) -> Options {

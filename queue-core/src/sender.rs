@@ -15,6 +15,7 @@ use crate::capability::Capabilities;
 use crate::client::{Client, ClientInner};
 use crate::error::{Error, ErrorKind, Result};
 use crate::message::Message;
+use crate::observe::{Sending, Subject};
 use crate::outbox::Outbox;
 use crate::producer::Receipt;
 use crate::topology::{Declare, Entry, Topology};
@@ -174,9 +175,10 @@ impl SenderBuilder {
         };
         let opened = inner.broker.producer(&to, &options).await;
         let producer = opened.map_err(|e| e.with_context("address", &to))?;
+        let subject = Subject::address(inner.system, &to);
         let outbox = Outbox::start(to, producer, config, false, inner.events.clone());
         inner.track_sender(&outbox);
-        Ok(Sender { shared: Arc::new(Shared { outbox, _client: inner.clone() }) })
+        Ok(Sender { shared: Arc::new(Shared { outbox, subject, _client: inner.clone() }) })
     }
 }
 
@@ -195,6 +197,7 @@ fn checked(config: &SenderConfig) -> Result<()> {
 
 struct Shared {
     outbox: Arc<Outbox>,
+    subject: Subject,
     /// Keeps the broker while a sender lives.
     _client: Arc<ClientInner>,
 }
@@ -269,9 +272,20 @@ impl Sender {
         self.batch(messages).await
     }
 
-    async fn batch(&self, messages: Vec<Message>) -> Result<Receipts, BatchError> {
+    async fn batch(&self, mut messages: Vec<Message>) -> Result<Receipts, BatchError> {
+        let mut sending = self.observe(&mut messages);
         let block = self.outbox().send_all(messages).await;
-        BatchVerdict(block).await
+        let sent = BatchVerdict(block).await;
+        if sending.is_on() {
+            let failures = sent.as_ref().err().map(BatchError::failures).unwrap_or_default();
+            sending.end(failures.len(), failures.first().map(|(_, error)| error));
+        }
+        sent
+    }
+
+    #[inline]
+    fn observe(&self, messages: &mut [Message]) -> Sending {
+        Sending::begin(&self.shared.subject, messages, self.outbox().capabilities())
     }
 
     /// Hands a message over as soon as there is room in the window, and returns the future of its verdict. The
@@ -284,7 +298,13 @@ impl Sender {
     /// # Cancel safety
     /// Dropped, nothing was sent.
     pub async fn submit(&self, message: impl Into<Message>) -> Result<Verdict> {
-        self.outbox().submit(message.into()).await.map(Verdict)
+        let mut message = message.into();
+        let mut sending = self.observe(std::slice::from_mut(&mut message));
+        let submitted = self.outbox().submit(message).await;
+        if submitted.is_err() {
+            sending.end_one(&submitted);
+        }
+        submitted.map(|slot| Verdict::observed(slot, sending))
     }
 
     /// A [`futures::Sink`] that submits messages; its flush waits for every verdict and returns the first failure.

@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 
 use crate::block::{Block, SlotRef};
 use crate::error::{Error, ErrorKind, Result};
+use crate::observe::Sending;
 use crate::producer::Receipt;
 
 /// One in so many verdicts counts as a step of its task, which tokio interrupts after 128: that costs as much as some
@@ -18,20 +19,36 @@ const YIELD: u32 = 16;
 /// message goes on all the same.
 #[must_use = "the message may fail without anybody noticing"]
 #[derive(Debug)]
-pub struct Verdict(pub(crate) SlotRef);
+pub struct Verdict {
+    slot: SlotRef,
+    sending: Sending,
+}
+
+impl Verdict {
+    /// Of a copy that the library makes: nobody's send.
+    pub(crate) fn new(slot: SlotRef) -> Self {
+        Self { slot, sending: Sending::none() }
+    }
+
+    pub(crate) fn observed(slot: SlotRef, sending: Sending) -> Self {
+        Self { slot, sending }
+    }
+}
 
 impl Future for Verdict {
     type Output = Result<Receipt>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let SlotRef { block, index, .. } = &self.0;
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { slot: SlotRef { block, index, .. }, sending } = &mut *self;
         let coop = match index.is_multiple_of(YIELD) {
             true => Some(std::task::ready!(tokio::task::coop::poll_proceed(cx))),
             false => None,
         };
         std::task::ready!(block.poll_slot(*index, cx));
         coop.inspect(|coop| coop.made_progress());
-        Poll::Ready(block.verdict(*index))
+        let verdict = block.verdict(*index);
+        sending.end_one(&verdict);
+        Poll::Ready(verdict)
     }
 }
 

@@ -5,6 +5,10 @@
 //! of the two is what the worker costs: a place among the handlers, an answer by the result, and, for handlers that wait
 //! (for one turn of the runtime here), a task for each message. Those that do not wait run in the worker's own.
 //!
+//! With the feature `otel` there are two cases more: handlers whose spans go to OpenTelemetry, each with the sender's context
+//! from its message and dropped at the end, and handlers of whom metrics are recorded. What they cost beside those of the first
+//! case is what observation costs.
+//!
 //! | variable | |
 //! | --- | --- |
 //! | `PAIRS` | pairs of runs per case (15) |
@@ -15,6 +19,8 @@
 
 #[path = "../../benches/common/compare.rs"]
 mod compare;
+#[cfg(feature = "otel")]
+mod observed;
 #[path = "../../benches/common/process.rs"]
 mod process;
 
@@ -26,7 +32,15 @@ use queue_worker::{Job, Worker};
 /// Messages of a batch that is sent.
 const BATCH: usize = 1000;
 /// Handlers at a time.
-const CASES: [&str; 3] = ["64 handlers", "1 handler", "64 handlers that wait"];
+const CASES: &[&str] = &[
+    "64 handlers",
+    "1 handler",
+    "64 handlers that wait",
+    #[cfg(feature = "otel")]
+    "64 handlers with metrics",
+    #[cfg(feature = "otel")]
+    "64 handlers with spans",
+];
 
 fn main() {
     if let Some(run) = Run::from_environment() {
@@ -39,14 +53,16 @@ fn main() {
     let wanted = setting("CASE", String::new());
     println!("{messages} messages a run, {pairs} pairs; µs are CPU of the process per message");
     title("bare");
-    for case in CASES.into_iter().filter(|case| case.contains(&wanted)) {
+    for case in CASES.iter().filter(|case| case.contains(&wanted)) {
         let (url, kind) = ("memory://?capacity=10000000".to_owned(), "memory".to_owned());
-        let run = Run { case: case.to_owned(), raw: false, url, kind, size: 64, messages, rate: 0.0 };
+        let run = Run { case: (*case).to_owned(), raw: false, url, kind, size: 64, messages, rate: 0.0 };
         compare(&run, pairs, "bare");
     }
 }
 
 async fn measure(run: &Run) -> Outcome {
+    #[cfg(feature = "otel")]
+    observed::install(&run.case);
     let client = Client::connect_with(&run.url, &[memory::DRIVER]).await.unwrap();
     let sender = client.sender(run.queue()).await.unwrap();
     let payload = bytes::Bytes::from("x".repeat(run.size));

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::failure::{BoxError, Failure};
 use crate::job::Job;
-use crate::run::{Run, Start, far};
+use crate::run::{Run, Start, far, note};
 use crate::task::Work;
 
 /// How many messages a batch handler gets at a time.
@@ -121,16 +121,19 @@ impl<H: BatchHandler> Start for Many<H> {
             }
         }
         let handler = &mut self.handler;
+        let processing = run.receiver.processing_batch(jobs.iter().map(Job::message));
         run.run(
+            processing,
             move || {
                 let batch = handler.call(jobs);
                 async move { Ok::<_, Failure>(batch.await) }
             },
-            move |handled| {
+            move |handled, processing| {
                 let results = match handled {
                     Ok(handled) => handled.into_results(works.len()),
                     Err(failure) => all(failure, works.len()),
                 };
+                results.iter().for_each(|result| note(processing, result));
                 works.into_iter().zip(results).for_each(|(work, result)| work.answer(result));
                 None
             },

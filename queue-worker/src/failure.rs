@@ -23,6 +23,18 @@ pub enum FailureKind {
     Unavailable,
 }
 
+impl FailureKind {
+    /// As `error.type` of spans and metrics.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Temporary => "temporary",
+            Self::RetryAfter(_) => "retry_after",
+            Self::Permanent => "permanent",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
 /// Why a handler failed, and what becomes of its message.
 ///
 /// Every error is one by `?`, and temporary unless it is said otherwise:

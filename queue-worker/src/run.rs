@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use queue_core::{Delivery, Error, ErrorKind, Receiver, request};
+use queue_core::{Delivery, Error, ErrorKind, Processing, Receiver, request};
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
 use tokio::task::{AbortHandle, JoinHandle, spawn};
@@ -164,54 +164,68 @@ impl Run {
         }
     }
 
-    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light.
+    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light. Both run inside of its span.
     pub(crate) async fn run<F, T, E>(
         &mut self,
+        mut processing: Processing,
         call: impl FnOnce() -> F,
-        finish: impl FnOnce(Result<T, Failure>) -> Option<BoxFuture<'static, ()>> + Send + 'static,
+        finish: impl FnOnce(Result<T, Failure>, &mut Processing) -> Rest + Send + 'static,
     ) where
         F: Future<Output = Result<T, E>> + Send + 'static,
         T: Send + 'static,
         E: Into<BoxError>,
     {
         // A function may panic before it has made a future.
-        let future = match catch_unwind(AssertUnwindSafe(call)) {
+        let called = {
+            let _entered = processing.enter();
+            catch_unwind(AssertUnwindSafe(call))
+        };
+        let future = match called {
             Ok(future) => future,
             Err(panic) => {
-                let rest = finish(Err(self.shared.panicked(&*panic)));
-                return rest.map_or((), |rest| self.spawned(spawn(rest)));
+                let failed = Err(self.shared.panicked(&*panic));
+                let Some(rest) = answer(&mut processing, finish, failed) else { return processing.end() };
+                return self.spawned(spawn(async move {
+                    processing.run(rest).await;
+                    processing.end();
+                }));
             }
         };
         let deadline = self.shared.deadline;
         // Dropped in this order: a message is answered, or given back, before its place is.
-        let ends = (finish, Place::take(&self.shared));
+        let ends = (finish, processing, Place::take(&self.shared));
         let task = async move {
-            let began = ends.1.began();
+            let began = ends.2.began();
             // What is left of the handler is gone before its message is answered.
             let mut future = pin!(Some(AssertUnwindSafe(future).catch_unwind()));
             let ended = poll_fn(|cx| match future.as_mut().as_pin_mut() {
+                Some(future) if ends.1.is_observed() => {
+                    let _entered = ends.1.enter();
+                    future.poll(cx)
+                }
                 Some(future) => future.poll(cx),
                 None => Poll::Pending,
             });
             let mut result = match deadline {
-                None => ends.1.result(ended.await),
+                None => ends.2.result(ended.await),
                 Some(deadline) => match timeout(deadline, ended).await {
-                    Ok(result) => ends.1.result(result),
+                    Ok(result) => ends.2.result(result),
                     Err(_) => Err(Failure::temporary(format!("the handler took longer than {deadline:?}"))),
                 },
             };
             if let Err(panic) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
-                result = Err(ends.1.panicked(&*panic));
+                result = Err(ends.2.panicked(&*panic));
             }
-            let (finish, place) = ends;
+            let (finish, mut processing, place) = ends;
             place.ended(began, &result);
             // A policy may panic, or what the handler returned; the message counts as dropped then.
-            let mut finished = catch_unwind(AssertUnwindSafe(|| finish(result)));
+            let mut finished = catch_unwind(AssertUnwindSafe(|| answer(&mut processing, finish, result)));
             if let Ok(Some(rest)) = &mut finished {
-                finished = AssertUnwindSafe(rest).catch_unwind().await.map(|()| None);
+                finished = AssertUnwindSafe(processing.run(rest)).catch_unwind().await.map(|()| None);
             }
-            if let Err(panic) = finished {
-                place.panicked(&*panic);
+            match finished {
+                Ok(_) => processing.end(),
+                Err(panic) => drop(place.panicked(&*panic)),
             }
             drop(place);
         };
@@ -262,6 +276,31 @@ impl Run {
     }
 }
 
+/// What is left to do before a message is answered: somebody has to be replied to.
+pub(crate) type Rest = Option<BoxFuture<'static, ()>>;
+
+/// Answers for what a handler ended with, inside of its span.
+fn answer<T>(
+    processing: &mut Processing,
+    finish: impl FnOnce(Result<T, Failure>, &mut Processing) -> Rest,
+    result: Result<T, Failure>,
+) -> Rest {
+    if !processing.is_observed() {
+        return finish(result, processing);
+    }
+    let span = processing.span();
+    span.in_scope(|| finish(result, processing))
+}
+
+/// Tells what observes the work that it failed.
+pub(crate) fn note<T>(processing: &mut Processing, result: &Result<T, Failure>) {
+    if processing.is_observed()
+        && let Err(failure) = result
+    {
+        processing.failed(failure.kind().name(), failure);
+    }
+}
+
 /// One message at a time to a service.
 pub(crate) struct One<S>(pub(crate) S);
 
@@ -282,7 +321,12 @@ where
                 .with_operation("work")
                 .with_source(error));
         }
-        run.run(|| self.0.call(job), move |result| work.finish(result)).await;
+        let processing = run.receiver.processing(&job);
+        let finish = move |result: Result<S::Response, Failure>, processing: &mut Processing| {
+            note(processing, &result);
+            work.finish(result)
+        };
+        run.run(processing, || self.0.call(job), finish).await;
         Ok(())
     }
 }

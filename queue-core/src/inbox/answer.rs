@@ -16,6 +16,7 @@ use crate::delivery::{Answered, hold};
 use crate::event::{EventKind, HealthState};
 use crate::lease::Fetch;
 use crate::message::Message;
+use crate::observe::metrics;
 use crate::outbox::Outbox;
 
 impl Inbox {
@@ -158,6 +159,7 @@ impl Inbox {
             let reason = why(format!("attempt {} of {}", held.attempt, self.config.max_deliveries));
             return self.dead_letter(held, reason);
         }
+        metrics::retried(&self.subject);
         if delay.is_none() && self.capabilities.own_backoff && !self.in_place() {
             let answered = self.settle(Answer::Retry(held.token, Duration::ZERO));
             self.finish(&held);
@@ -225,6 +227,7 @@ impl Inbox {
     }
 
     pub(crate) fn dead_letter(self: &Arc<Self>, held: Held, reason: Reason) -> Answered {
+        metrics::dead_lettered(&self.subject);
         match &self.dead_letters {
             None => self.ack(&held),
             Some(outbox) => {
@@ -268,7 +271,7 @@ impl Inbox {
         let mut pause = COPY_RETRY_MIN;
         loop {
             let sent = match outbox.submit(copy.clone()).await {
-                Ok(slot) => crate::verdict::Verdict(slot).await,
+                Ok(slot) => crate::verdict::Verdict::new(slot).await,
                 Err(error) => Err(error),
             };
             match sent {

@@ -285,7 +285,7 @@ impl ReceiverBuilder {
         };
         let inbox = Inbox::start(consumer, source, config, inner.clone(), dead_letters, copies, marks_to);
         inner.track_receiver(&inbox);
-        Ok(Receiver { inbox, current: None })
+        Ok(Receiver { inbox, current: None, receiving: Default::default() })
     }
 }
 

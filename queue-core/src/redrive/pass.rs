@@ -266,7 +266,7 @@ impl Pass {
             match self.outbox.submit(copy).await {
                 Ok(slot) => {
                     self.sending_bytes += self.unanswered.get(&token).copied().unwrap_or(0);
-                    self.sending.push(Box::pin(async move { (token, Verdict(slot).await) }));
+                    self.sending.push(Box::pin(async move { (token, Verdict::new(slot).await) }));
                 }
                 Err(error) => self.failed(error),
             }

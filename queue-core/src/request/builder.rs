@@ -13,6 +13,7 @@ use crate::client::Client;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::headers::RESERVED_PREFIX;
 use crate::message::Message;
+use crate::observe::{Sending, Subject};
 
 /// How long a request waits unless told otherwise.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -75,7 +76,15 @@ async fn ask(client: &Client, to: &Address, message: Message, timeout: Duration)
     }
     let asking = async {
         match inner.broker.requests() {
-            Some(own) => own.request(to, message, crate::memory::far(Instant::now(), timeout)).await,
+            Some(own) => {
+                let mut message = message;
+                let subject = Subject::address(inner.system, to);
+                let able = inner.broker.capabilities();
+                let mut sending = Sending::begin(&subject, std::slice::from_mut(&mut message), &able);
+                let reply = own.request(to, message, crate::memory::far(Instant::now(), timeout)).await;
+                sending.end_one(&reply);
+                reply
+            }
             None => inner.desk.request(inner, to, message, timeout).await,
         }
     };

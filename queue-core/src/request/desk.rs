@@ -129,7 +129,7 @@ impl Desk {
             tokio::select! {
                 // It may be faster than the broker's word for the request.
                 reply = call.reply() => return reply,
-                sent = self.ways.send(&way, message) => sent?,
+                sent = self.ways.send(client, &way, message) => sent?,
             }
             call.reply().await
         };

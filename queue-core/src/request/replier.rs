@@ -101,10 +101,10 @@ impl Replier {
             if client.broker.requests().is_some() {
                 // Its reply addresses are no queues to open a sender to: any sender sends there.
                 let way = desk.ways.to(client, &self.own()).await?;
-                return desk.ways.send(&way, reply.to(address)).await;
+                return desk.ways.send(client, &way, reply.to(address)).await;
             }
             let way = desk.ways.to(client, &address).await?;
-            desk.ways.send(&way, reply).await
+            desk.ways.send(client, &way, reply).await
         };
         match sent.await {
             Ok(()) => Ok(Replied::Sent),

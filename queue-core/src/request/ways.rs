@@ -9,6 +9,7 @@ use crate::address::Address;
 use crate::client::ClientInner;
 use crate::error::{ErrorKind, Result};
 use crate::message::Message;
+use crate::observe::{Sending, Subject};
 use crate::outbox::Owned;
 use crate::outbox::check::check;
 use crate::receiver::copier;
@@ -51,9 +52,12 @@ impl Ways {
     }
 
     /// Sends a message and waits until the broker has it. One to an address that is gone is looked for anew next time.
-    pub(super) async fn send(&self, way: &Owned, message: Message) -> Result<()> {
-        let sent = async { Verdict(way.submit(message).await?).await };
-        sent.await.map(drop).inspect_err(|error| {
+    pub(super) async fn send(&self, client: &ClientInner, way: &Owned, mut message: Message) -> Result<()> {
+        let subject = Subject::address(client.system, way.address());
+        let mut sending = Sending::begin(&subject, std::slice::from_mut(&mut message), way.capabilities());
+        let sent = async { Verdict::new(way.submit(message).await?).await }.await;
+        sending.end_one(&sent);
+        sent.map(drop).inspect_err(|error| {
             if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unroutable | ErrorKind::Closed) {
                 self.open.lock().remove(way.address());
             }

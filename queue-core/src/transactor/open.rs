@@ -14,7 +14,9 @@ use crate::completion::Completion;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::inbox::{Held, Inbox};
 use crate::message::Message;
+use crate::observe::{Sending, Subject};
 use crate::outbox::check::check;
+use crate::producer::Producer;
 use crate::transaction::Acks;
 use crate::verdict::BatchVerdict;
 
@@ -108,11 +110,26 @@ impl Open {
         }
     }
 
-    pub(super) async fn send(&mut self, to: &Address, messages: Vec<Message>) -> Result<()> {
+    /// The send is over when the messages are handed over: the commit is what tells more.
+    pub(super) async fn send(&mut self, to: &Address, mut messages: Vec<Message>) -> Result<()> {
         let deadline = self.shared.until();
         let opened = timeout_at(deadline, self.shared.producer(to)).await;
         let producer = opened
             .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, "the address could not be opened in time")))?;
+        let (subject, count) = (Subject::address(self.shared.client.system, to), messages.len());
+        let mut sending = Sending::begin(&subject, &mut messages, &producer.capabilities());
+        let sent = self.hand_over(to, &*producer, messages, deadline).await;
+        sending.end(if sent.is_err() { count } else { 0 }, sent.as_ref().err());
+        sent
+    }
+
+    async fn hand_over(
+        &mut self,
+        to: &Address,
+        producer: &dyn Producer,
+        messages: Vec<Message>,
+        deadline: Instant,
+    ) -> Result<()> {
         let capabilities = producer.capabilities();
         for (index, message) in messages.iter().enumerate() {
             let checked = check(&capabilities, to, false, message, message.size());
