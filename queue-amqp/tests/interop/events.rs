@@ -1,35 +1,13 @@
 //! CloudEvents both ways with the official SDK for Python.
 
-use std::time::{Duration, UNIX_EPOCH};
-
-use queue_worker::cloudevents::{Binary, CloudEvent, Structured};
+use queue_worker::cloudevents::{Binary, Structured};
 use queue_worker::codec::Encode;
 use queue_worker::{TypedReceiver, TypedSender};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::common::{soon, unique};
+use crate::event::{Event, described, event};
 use crate::{client, python};
-
-type Event = CloudEvent<Value>;
-
-/// The event of `described`.
-fn event() -> Event {
-    CloudEvent::new("17", "/shop", "com.example.placed", json!({"name": "grüße", "price": 0.5}))
-        .subject("order/17")
-        .time(UNIX_EPOCH + Duration::from_millis(1_700_000_000_123))
-        .partition_key("user-7")
-}
-
-/// The same for the SDK, with its own way to print a time where it is one that it read.
-fn described(time: &str) -> Value {
-    json!({
-        "attributes": {
-            "specversion": "1.0", "id": "17", "source": "/shop", "type": "com.example.placed", "subject": "order/17",
-            "time": time, "partitionkey": "user-7", "datacontenttype": "application/json",
-        },
-        "data": {"name": "grüße", "price": 0.5},
-    })
-}
 
 async fn seen<C: Encode<Event>>(url: &str) -> Value {
     let (client, queue) = (client(url).await, unique("events"));

@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../../tests/support/event.rs"]
+mod event;
 
 mod events;
 mod from_pika;

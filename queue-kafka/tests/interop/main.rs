@@ -5,6 +5,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../../../tests/support/event.rs"]
+mod event;
 
 mod copies;
 mod events;
