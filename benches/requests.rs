@@ -39,7 +39,7 @@ async fn measure(name: &str, client: &Client) -> Result<()> {
         let rate = count as f64 / took.as_secs_f64();
         println!(
             "{name}, {at_a_time} at a time: {rate:.0} round trips/s, {:?} each",
-            took * at_a_time as u32 / count as u32
+            took.mul_f64(at_a_time as f64 / count as f64)
         );
     }
     control.stop();
