@@ -4,7 +4,7 @@ use std::fmt;
 
 use queue_core::{Capabilities, ErrorKind, Message, Replier, request};
 
-use crate::codec::{self, Encode};
+use crate::codec::Encode;
 use crate::failure::{BoxError, Failure, FailureKind, Panicked};
 #[cfg(feature = "json")]
 use crate::payload::Json;
@@ -91,7 +91,7 @@ impl IntoReply for Payload<Vec<u8>> {
 #[cfg(feature = "json")]
 impl<T: serde::Serialize> IntoReply for Json<T> {
     fn into_reply(self) -> Result<Reply, Failure> {
-        encoded::<T, codec::Json>(&self.0)
+        encoded::<T, crate::codec::Json>(&self.0)
     }
 }
 
