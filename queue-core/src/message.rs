@@ -161,6 +161,13 @@ impl Message {
         }
     }
 
+    /// Removes the address that a reply is asked for at.
+    pub(crate) fn clear_reply_to(&mut self) {
+        if self.get_reply_to().is_some() {
+            self.extra_mut().reply_to = None;
+        }
+    }
+
     /// Sets when the message was made, by the sender's clock.
     #[must_use]
     #[inline]

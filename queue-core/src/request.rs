@@ -2,7 +2,7 @@
 //!
 //! A request is a message with [`reply_to`](crate::Message::reply_to) and
 //! [`correlation_id`](crate::Message::correlation_id). A reply is a message to that address with that correlation id; with
-//! the header [`ERROR`] it says that there is no answer, and its body why. [`Replier`](crate::Replier) makes replies.
+//! the header [`ERROR`] it says that there is no answer, and its body why. [`Replier`] makes replies.
 
 mod builder;
 mod calls;
@@ -41,11 +41,12 @@ const OPERATION: &str = "request";
 #[must_use]
 pub fn is_over(request: &Message) -> bool {
     let Some(deadline) = request.headers().get(DEADLINE) else { return false };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
     let millis = match deadline {
         HeaderValue::Int(millis) => u64::try_from(*millis).ok(),
         other => other.as_str().and_then(|text| text.parse().ok()),
     };
-    millis.is_some_and(|millis| SystemTime::now() > UNIX_EPOCH + Duration::from_millis(millis))
+    millis.is_some_and(|millis| now > u128::from(millis))
 }
 
 /// The name of a new queue for replies, which says when it was made: `anyqueue-replies-<seconds since 1970>-<random>`.

@@ -5,7 +5,7 @@ use std::fmt;
 use queue_core::{Capabilities, ErrorKind, Message, Replier, request};
 
 use crate::codec::Encode;
-use crate::failure::{BoxError, Failure, FailureKind, Panicked};
+use crate::failure::{BoxError, Failure, Panicked};
 #[cfg(feature = "json")]
 use crate::payload::Json;
 use crate::payload::Payload;
@@ -124,13 +124,20 @@ impl Asker {
         Some(Box::new(Self { replier: replier(), request }))
     }
 
-    /// Sends a reply. What cannot be sent ever is permanent; else the request is tried again.
+    /// Sends a reply. What cannot be sent ever is permanent; else the request is tried again. An address that this login may
+    /// not write to is a stranger's choice, and as good as none.
     pub(crate) async fn reply(&self, Reply(reply): Reply) -> Result<(), Failure> {
         let Some(reply) = reply else { return Ok(()) };
         match self.replier.reply(&self.request, reply).await {
             Ok(_) => Ok(()),
+            Err(error) if error.kind() == ErrorKind::Unauthorized => {
+                tracing::warn!(%error, "a request names a queue that may not be replied to; the reply is dropped");
+                Ok(())
+            }
             Err(error) => Err(match error.kind() {
-                ErrorKind::TooLarge | ErrorKind::Unsupported | ErrorKind::Rejected => Failure::permanent(error),
+                ErrorKind::TooLarge | ErrorKind::Unsupported | ErrorKind::Rejected | ErrorKind::InvalidInput => {
+                    Failure::permanent(error)
+                }
                 _ => Failure::temporary(error),
             }),
         }
@@ -146,8 +153,7 @@ impl Asker {
     }
 
     /// Tells that there is no answer.
-    pub(crate) async fn tell(&self, failure: &Failure, why: &str) {
-        let is_permanent = failure.kind() == FailureKind::Permanent;
+    pub(crate) async fn tell(&self, is_permanent: bool, why: &str) {
         let sort = if is_permanent { request::PERMANENT } else { request::EXHAUSTED };
         if let Err(error) = self.replier.reply_error(&self.request, sort, why).await {
             tracing::debug!(%error, "whoever asks is not told that there is no answer");

@@ -8,7 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, Either};
 use queue_core::{Delivery, Error, ErrorKind, Processing, Receiver, request};
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
@@ -167,7 +167,7 @@ impl Run {
     /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light. Both run inside of its span.
     pub(crate) async fn run<F, T, E>(
         &mut self,
-        mut processing: Processing,
+        processing: Processing,
         call: impl FnOnce() -> F,
         finish: impl FnOnce(Result<T, Failure>, &mut Processing) -> Rest + Send + 'static,
     ) where
@@ -175,29 +175,26 @@ impl Run {
         T: Send + 'static,
         E: Into<BoxError>,
     {
-        // A function may panic before it has made a future.
+        let deadline = self.shared.deadline;
+        let place = Place::take(&self.shared);
         let called = {
             let _entered = processing.enter();
             catch_unwind(AssertUnwindSafe(call))
         };
         let future = match called {
-            Ok(future) => future,
+            Ok(future) => Either::Left(AssertUnwindSafe(future).catch_unwind()),
+            // A function may panic before it has made a future.
             Err(panic) => {
-                let failed = Err(self.shared.panicked(&*panic));
-                let Some(rest) = answer(&mut processing, finish, failed) else { return processing.end() };
-                return self.spawned(spawn(async move {
-                    processing.run(rest).await;
-                    processing.end();
-                }));
+                let mut panic = Some(panic);
+                Either::Right(poll_fn(move |_| panic.take().map_or(Poll::Pending, |panic| Poll::Ready(Err(panic)))))
             }
         };
-        let deadline = self.shared.deadline;
         // Dropped in this order: a message is answered, or given back, before its place is.
-        let ends = (finish, processing, Place::take(&self.shared));
+        let ends = (finish, processing, place);
         let task = async move {
             let began = ends.2.began();
             // What is left of the handler is gone before its message is answered.
-            let mut future = pin!(Some(AssertUnwindSafe(future).catch_unwind()));
+            let mut future = pin!(Some(future));
             let ended = poll_fn(|cx| match future.as_mut().as_pin_mut() {
                 Some(future) if ends.1.is_observed() => {
                     let _entered = ends.1.enter();

@@ -1,6 +1,7 @@
 //! One message at work: what answers it, whatever becomes of its handler.
 
 use std::any::Any;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -115,10 +116,12 @@ pub(crate) struct Work {
     ticket: Option<Ticket>,
     /// Whoever waits for a reply.
     asker: Option<Box<Asker>>,
+    /// What it comes to once whoever asks was told so, or when there is no more time for that.
+    decided: Option<(Failure, Next)>,
     attempt: u32,
     is_last_attempt: bool,
-    /// Of the breaker.
-    try_number: u32,
+    /// Of the breaker, until it is told how the try ended.
+    try_number: Cell<Option<u32>>,
 }
 
 impl Work {
@@ -126,8 +129,9 @@ impl Work {
         let (job, ticket) = Job::take(delivery);
         let asker = Asker::of(&job, || receiver.replier());
         let (attempt, is_last_attempt) = (job.attempt(), job.is_last_attempt());
-        let try_number = shared.circuit.as_ref().map_or(0, |circuit| circuit.lock().begin());
-        (job, Self { shared: shared.clone(), ticket: Some(ticket), asker, attempt, is_last_attempt, try_number })
+        let try_number = Cell::new(shared.circuit.as_ref().map(|circuit| circuit.lock().begin()));
+        let (shared, ticket) = (shared.clone(), Some(ticket));
+        (job, Self { shared, ticket, asker, decided: None, attempt, is_last_attempt, try_number })
     }
 
     /// Answers by the handler's result; what is returned does so, where somebody has to be replied to before.
@@ -148,20 +152,29 @@ impl Work {
         done
     }
 
+    /// Tells the breaker how the try ended, if there is one and it was not told.
+    fn tell<T>(&self, how: impl FnOnce(&mut Circuit, u32) -> T) -> Option<T> {
+        let number = self.try_number.take()?;
+        self.shared.tell(|circuit| how(circuit, number))
+    }
+
     async fn reply(mut self, asker: Box<Asker>, result: Result<Reply, Failure>) {
-        let result = match result {
-            Ok(reply) => asker.reply(reply).await,
-            Err(failure) => Err(failure),
-        };
-        match result {
-            Ok(()) => self.answer(Ok(())),
-            Err(failure) => {
-                let (next, why) = self.guarded(|work| (work.decide(&failure), Asker::why(&failure)));
-                if next.is_final(self.is_last_attempt) {
-                    asker.tell(&failure, &why).await;
+        let failure = match result {
+            Ok(reply) => {
+                // The handler has done its part: a reply that cannot be sent is no fault of what it needs.
+                self.tell(Circuit::succeeded);
+                match asker.reply(reply).await {
+                    Ok(()) => return self.answer(Ok(())),
+                    Err(failure) => failure,
                 }
-                self.fail(failure, next);
             }
+            Err(failure) => failure,
+        };
+        let (next, why) = self.guarded(|work| (work.decide(&failure), Asker::why(&failure)));
+        let (is_permanent, is_final) = (failure.kind() == FailureKind::Permanent, next.is_final(self.is_last_attempt));
+        self.decided = Some((failure, next));
+        if is_final {
+            asker.tell(is_permanent, &why).await;
         }
     }
 
@@ -170,13 +183,13 @@ impl Work {
         match result {
             Ok(()) => {
                 let Some(ticket) = self.ticket.take() else { return };
-                self.shared.tell(|circuit| circuit.succeeded(self.try_number));
+                self.tell(Circuit::succeeded);
                 self.shared.state.counters.processed.add();
                 self.note(ticket.ack());
             }
             Err(failure) => {
                 let next = self.guarded(|work| work.decide(&failure));
-                self.fail(failure, next);
+                self.decided = Some((failure, next));
             }
         }
     }
@@ -195,12 +208,11 @@ impl Work {
         if failure.kind() == FailureKind::Permanent {
             tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed for good");
             counters.dead_lettered.add();
-            self.shared.tell(|circuit| circuit.ended(self.try_number));
+            self.tell(Circuit::ended);
             return Next::Tried(Retry::DeadLetter);
         }
         tracing::debug!(error = %failure, attempt = self.attempt, "the handler failed");
-        let blame = self.shared.tell(|circuit| circuit.failed(self.try_number, unavailable));
-        match blame {
+        match self.tell(|circuit, number| circuit.failed(number, unavailable)) {
             Some(Blame::None(until)) => {
                 counters.postponed.add();
                 return Next::Postponed(until.saturating_duration_since(Instant::now()));
@@ -222,8 +234,7 @@ impl Work {
         next
     }
 
-    fn fail(mut self, failure: Failure, next: Next) {
-        let Some(ticket) = self.ticket.take() else { return };
+    fn fail(&self, ticket: Ticket, failure: Failure, next: Next) {
         self.note(match next {
             Next::Postponed(delay) => ticket.postpone(delay),
             Next::Tried(Retry::Default) => ticket.fail(failure.into_error(), None),
@@ -253,10 +264,17 @@ impl Next {
 impl Drop for Work {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
-            // Before the answer, by which somebody may look.
-            self.shared.state.counters.released.add();
-            self.shared.tell(|circuit| circuit.ended(self.try_number));
-            ticket.release();
+            match self.decided.take() {
+                Some((failure, next)) => self.fail(ticket, failure, next),
+                None => {
+                    // Before the answer, by which somebody may look.
+                    self.shared.state.counters.released.add();
+                    self.tell(Circuit::ended);
+                    ticket.release();
+                }
+            }
         }
+        // What panicked has ended too.
+        self.tell(Circuit::ended);
     }
 }

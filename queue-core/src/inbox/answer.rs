@@ -227,15 +227,18 @@ impl Inbox {
     }
 
     pub(crate) fn dead_letter(self: &Arc<Self>, held: Held, reason: Reason) -> Answered {
-        metrics::dead_lettered(&self.subject);
-        match &self.dead_letters {
+        let answered = match &self.dead_letters {
             None => self.ack(&held),
             Some(outbox) => {
                 let origin = self.source.to_string();
                 let copy = dead_letter::letter(&held.message, &reason, held.attempt, &origin);
                 self.copy_then_ack(held, outbox.0.clone(), copy, Hopeless::TryAgain)
             }
+        };
+        if answered == Answered::Accepted {
+            metrics::dead_lettered(&self.subject);
         }
+        answered
     }
 
     /// Acks only after the broker confirmed the copy. Until then the message stays unanswered and leased; a copy that

@@ -1,13 +1,14 @@
 //! Requests that wait for their replies.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Outcome, Result};
 use crate::message::Message;
 
 /// Finds whom a reply is for.
@@ -15,6 +16,8 @@ pub(super) struct Calls {
     /// Begins every correlation id; nobody else's does.
     prefix: String,
     next: AtomicU64,
+    /// Makes ids that nobody guesses: where all clients read all replies, everybody knows what others look like.
+    seal: RandomState,
     waiting: Mutex<Waiting>,
 }
 
@@ -28,7 +31,7 @@ struct Waiting {
 impl Calls {
     pub(super) fn new() -> Self {
         let prefix = format!("{:016x}{:016x}-", fastrand::u64(..), fastrand::u64(..));
-        Self { prefix, next: AtomicU64::new(0), waiting: Mutex::default() }
+        Self { prefix, next: AtomicU64::new(0), seal: RandomState::new(), waiting: Mutex::default() }
     }
 
     /// Begins to wait for a reply.
@@ -44,9 +47,19 @@ impl Calls {
         Ok(Call { calls: self.clone(), number, replied })
     }
 
+    fn id(&self, number: u64) -> String {
+        format!("{}{number}-{:016x}", self.prefix, self.seal.hash_one(number))
+    }
+
+    /// The number of one of our ids.
+    fn number(&self, id: &str) -> Option<u64> {
+        let number = id.strip_prefix(&*self.prefix)?.split_once('-')?.0.parse().ok()?;
+        (self.id(number) == id).then_some(number)
+    }
+
     /// Gives a reply to whom it is for, if anybody waits for it.
     pub(super) fn answer(&self, reply: Message) {
-        let number = reply.get_correlation_id().and_then(|id| id.strip_prefix(&*self.prefix)?.parse().ok());
+        let number = reply.get_correlation_id().and_then(|id| self.number(id));
         let call = number.and_then(|number: u64| self.waiting.lock().by_number.remove(&number));
         match call {
             Some(call) => drop(call.send(Ok(reply))),
@@ -81,11 +94,11 @@ pub(super) struct Call {
 
 impl Call {
     pub(super) fn correlation_id(&self) -> String {
-        format!("{}{}", self.calls.prefix, self.number)
+        self.calls.id(self.number)
     }
 
     pub(super) async fn reply(&mut self) -> Result<Message> {
-        (&mut self.replied).await.unwrap_or_else(|_| Err(Error::closed("client")))
+        (&mut self.replied).await.unwrap_or_else(|_| Err(Error::closed("client").with_outcome(Outcome::Unknown)))
     }
 }
 
@@ -107,7 +120,8 @@ mod tests {
         let foreign = Calls::new().prefix + "0";
         calls.answer(Message::new("nameless"));
         calls.answer(Message::new("foreign").correlation_id(foreign));
-        calls.answer(Message::new("unknown").correlation_id(format!("{}7", calls.prefix)));
+        calls.answer(Message::new("unknown").correlation_id(calls.id(7)));
+        calls.answer(Message::new("guessed").correlation_id(format!("{}0-{:016x}", calls.prefix, 0)));
         assert!(one.replied.try_recv().is_err());
         calls.answer(Message::new("first").correlation_id(one.correlation_id()));
         calls.answer(Message::new("second").correlation_id(one.correlation_id()));

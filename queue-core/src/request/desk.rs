@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
-use super::line::{LIFE, Line};
+use super::line::{END, LIFE, Line};
 use super::ways::Ways;
 use super::{DEADLINE, late};
 use crate::address::Address;
@@ -17,6 +17,7 @@ use crate::client::ClientInner;
 use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::event::Events;
 use crate::message::Message;
+use crate::observe::Subject;
 
 /// Most requests that wait for a reply.
 const MAX_PENDING: usize = 8192;
@@ -87,6 +88,10 @@ impl Desk {
             return Err(Error::closed("client"));
         }
         let line = Line::open(broker, events).await?;
+        if *self.closing.borrow() {
+            line.end(Instant::now() + END).await;
+            return Err(Error::closed("client"));
+        }
         // One that has been used for long ends with its last request.
         *self.line.lock() = Some(line.clone());
         Ok(line)
@@ -125,11 +130,12 @@ impl Desk {
         }
         message.clear_destination();
         let message = message.correlation_id(call.correlation_id()).reply_to(line.name().to_owned());
+        let subject = Subject::address(client.system, to);
         let answer = async {
             tokio::select! {
                 // It may be faster than the broker's word for the request.
                 reply = call.reply() => return reply,
-                sent = self.ways.send(client, &way, message) => sent?,
+                sent = self.ways.send(&subject, &way, message) => sent?,
             }
             call.reply().await
         };

@@ -25,7 +25,7 @@ pub(super) const LIFE: Duration = Duration::from_secs(12 * 3600);
 /// How long replies are kept that nobody fetches.
 const RETENTION: Duration = Duration::from_secs(3600);
 /// How long an end may take that nobody waits for.
-const END: Duration = Duration::from_secs(5);
+pub(super) const END: Duration = Duration::from_secs(5);
 const FETCH: NonZeroUsize = NonZeroUsize::new(256).unwrap();
 
 /// An address that replies come to, and whoever listens there. Dropped, it ends by itself.
@@ -52,7 +52,15 @@ impl Line {
         };
         declare(&*broker, &address, is_own).await?;
         let options = ConsumerOptions { prefetch: 4 * FETCH.get(), events, ..ConsumerOptions::default() };
-        let consumer = broker.consumer(&Source::new(address.clone()), &options).await?;
+        let consumer = match broker.consumer(&Source::new(address.clone()), &options).await {
+            Ok(consumer) => consumer,
+            Err(error) => {
+                if is_own {
+                    let _ = tokio::time::timeout(END, broker.delete(&address)).await;
+                }
+                return Err(error);
+            }
+        };
         let calls = Arc::new(Calls::new());
         let listener = tokio::spawn(listen(consumer.clone(), calls.clone())).abort_handle();
         let (until, ended, runtime) = (Instant::now() + LIFE, AtomicBool::new(false), Handle::current());
@@ -85,7 +93,9 @@ impl Line {
         self.calls.end(&Error::closed("client").with_outcome(Outcome::Unknown));
         self.listener.abort();
         let (consumer, broker, address) = (self.consumer.clone(), self.broker.clone(), self.address.clone());
-        finish(consumer, broker, self.is_own.then_some(address), deadline).await
+        // In a task of its own: whoever waits may go away midway.
+        let finish = finish(consumer, broker, self.is_own.then_some(address), deadline);
+        self.runtime.spawn(finish).await.unwrap_or_default()
     }
 }
 
@@ -121,8 +131,11 @@ async fn listen(consumer: Arc<dyn Consumer>, calls: Arc<Calls>) {
     let (mut received, mut tokens) = (Vec::new(), Vec::new());
     loop {
         if let Err(error) = poll_fn(|cx| consumer.poll_receive(cx, FETCH, &mut received)).await {
-            return calls.end(&error);
+            let gone = Error::new(ErrorKind::Connection, "the reply address is gone").with_outcome(Outcome::Unknown);
+            return calls.end(&gone.with_source(error));
         }
+        // However much is somebody else's, other tasks run too.
+        tokio::task::coop::consume_budget().await;
         tokens.extend(received.iter().map(|reply| reply.token));
         // A reply is read once: one that comes again is nobody's.
         let _ = consumer.ack(&tokens);

@@ -2,16 +2,21 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::ERROR;
+use tokio::time::timeout;
+
+use super::{ERROR, REPLIES};
 use crate::address::{Address, AddressKind, Source};
 use crate::client::ClientInner;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Outcome, Result};
 use crate::message::Message;
+use crate::observe::Subject;
 
 /// Most bytes of the text of an error.
 const MOST_TEXT: usize = 4096;
 const OPERATION: &str = "reply";
+const DEADLINE: Duration = Duration::from_secs(30);
 
 /// What became of a reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +32,7 @@ pub enum Replied {
 /// Answers the requests of a receiver: [`Receiver::replier`](crate::Receiver::replier). Cheap to clone.
 ///
 /// A reply goes to the address that the request names, which comes from a stranger: only the plain name of a queue is
-/// taken (no topic, no URL, no ARN, nothing that the library derives, not the queue of the request itself), and nothing is
+/// taken (no topic, no URL, no ARN, no dead letters, nothing else that the library derives, not the queue of the request itself), and nothing is
 /// declared for it. What the program's own login may write to, a stranger can so have written to.
 ///
 /// ```
@@ -63,7 +68,7 @@ impl Replier {
     /// without a correlation id is answered with its id in that place.
     ///
     /// # Errors
-    /// Those of [`Sender::send`](crate::Sender::send), but for an address that is gone. Its deadline is 30 s.
+    /// Those of [`Sender::send`](crate::Sender::send), but for an address that is gone; all within 30 s.
     ///
     /// # Cancel safety
     /// As [`Sender::send`](crate::Sender::send).
@@ -91,27 +96,39 @@ impl Replier {
         self.reply(request, Message::new(text).content_type("text/plain").header(ERROR, sort)).await
     }
 
-    async fn send(&self, to: &str, reply: Message) -> Result<Replied> {
+    async fn send(&self, to: &str, mut reply: Message) -> Result<Replied> {
         let Some(address) = self.plain(to) else {
             tracing::debug!(reply_to = to, "a request names no queue that may be replied to; the reply is dropped");
             return Ok(Replied::Nobody);
         };
+        // It goes where the request says, whatever it was made from.
+        reply.clear_destination();
+        reply.clear_reply_to();
+        match timeout(DEADLINE, self.send_to(address, reply)).await {
+            Ok(sent) => sent,
+            Err(_) => {
+                Err(Error::new(ErrorKind::Timeout, "the reply was not sent in time").with_outcome(Outcome::Unknown))
+            }
+        }
+    }
+
+    async fn send_to(&self, address: Address, reply: Message) -> Result<Replied> {
         let (desk, client) = (&self.client.desk, &*self.client);
-        let sent = async {
-            if client.broker.requests().is_some() {
-                // Its reply addresses are no queues to open a sender to: any sender sends there.
-                let way = desk.ways.to(client, &self.own()).await?;
-                return desk.ways.send(client, &way, reply.to(address)).await;
+        let (way, reply) = if client.broker.requests().is_some() {
+            // Its reply addresses are no queues to open a sender to: any sender sends there.
+            (desk.ways.to(client, &self.own()).await?, reply.to(address))
+        } else {
+            match desk.ways.to(client, &address).await {
+                Ok(way) => (way, reply),
+                Err(error) if is_gone(&error) || error.kind() == ErrorKind::InvalidInput => return Ok(nobody(&error)),
+                Err(error) => return Err(error),
             }
-            let way = desk.ways.to(client, &address).await?;
-            desk.ways.send(client, &way, reply).await
         };
-        match sent.await {
+        // One name for all reply addresses, which are many and strangers' choice.
+        let subject = Subject::address(client.system, &Address::derived(AddressKind::Queue, REPLIES));
+        match desk.ways.send(&subject, &way, reply).await {
             Ok(()) => Ok(Replied::Sent),
-            Err(error) if is_gone(&error) => {
-                tracing::debug!(%error, "nobody waits for this reply; it is dropped");
-                Ok(Replied::Nobody)
-            }
+            Err(error) if is_gone(&error) => Ok(nobody(&error)),
             Err(error) => Err(error),
         }
     }
@@ -119,8 +136,10 @@ impl Replier {
     /// The queue that replies may go to.
     fn plain(&self, name: &str) -> Option<Address> {
         let is_more = name.contains("://") || ["topic:", "queue:", "arn:"].iter().any(|kind| name.starts_with(kind));
-        let address = Address::queue(name).ok().filter(|_| !is_more)?;
-        (address != self.source.address).then_some(address)
+        let is_grave = name.strip_suffix(".fifo").unwrap_or(name).ends_with("-dlq");
+        let address = Address::queue(name).ok().filter(|_| !is_more && !is_grave)?;
+        // By its name alone: on a log queue and topic of a name are the same.
+        (address.name() != self.source.address.name()).then_some(address)
     }
 
     /// An address that is there.
@@ -133,7 +152,12 @@ impl Replier {
 }
 
 fn is_gone(error: &Error) -> bool {
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unroutable | ErrorKind::InvalidInput)
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unroutable)
+}
+
+fn nobody(error: &Error) -> Replied {
+    tracing::debug!(%error, "nobody waits for this reply; it is dropped");
+    Replied::Nobody
 }
 
 impl fmt::Debug for Replier {

@@ -59,8 +59,11 @@ fn read() -> Vec<(Vec<KeyValue>, u64, f64)> {
         let subject = inbox.subject();
         let key = (subject.system, subject.address.clone(), subject.group.clone());
         let of = sources.entry(key).or_insert_with(|| (attributes(subject), 0, 0.0));
-        of.1 += inbox.in_flight() as u64;
-        of.2 = of.2.max(inbox.ages().oldest());
+        let in_flight = inbox.in_flight();
+        of.1 += in_flight as u64;
+        if in_flight > 0 {
+            of.2 = of.2.max(inbox.ages().oldest());
+        }
     }
     sources.into_values().collect()
 }
@@ -69,7 +72,7 @@ pub(super) fn register(meter: &Meter) {
     meter
         .u64_observable_gauge("anyqueue.messages.in_flight")
         .with_unit("{message}")
-        .with_description("Messages that were handed out and wait for their answer")
+        .with_description("Messages that were handed out, or wait here for their next attempt, and are not answered")
         .with_callback(|observer| read().iter().for_each(|(of, count, _)| observer.observe(*count, of)))
         .build();
     meter
