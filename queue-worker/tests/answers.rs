@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::{Outcome, Running, broker, only, reasons, receiver};
 use queue_core::{Message, dead_letter};
 use queue_worker::{
-    Backoff, Batches, BoxError, Breaker, Failure, IntoHandler, Job, Json, OrFail, Payload, Retry, Router, Worker,
+    Backoff, Batches, BoxError, Breaker, Failure, IntoHandler, IntoReply, Job, Json, OrFail, Payload, Reply, Retry,
+    Router, Worker,
 };
 use tokio::time::Instant;
 use tower::limit::ConcurrencyLimit;
@@ -331,6 +332,36 @@ async fn whatever_panics_takes_no_worker_down() -> Outcome {
     dead.sort();
     assert_eq!(dead, ["drop", "policy"]);
     assert!(running.stop().await?.is_clean());
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_panics_in_the_try_of_a_breaker_stops_nobody() -> Outcome {
+    struct Bad(bool);
+    impl IntoReply for Bad {
+        fn into_reply(self) -> Result<Reply, Failure> {
+            assert!(!self.0, "as the test wants it");
+            Ok(Reply::none())
+        }
+    }
+    let client = broker().await?;
+    client.sender("orders").await?.send_batch(["away", "panics", "good"]).await?;
+    let receiver = client.receiver("orders").max_deliveries(1).await?;
+    let worker = Worker::new(receiver).concurrency(1).breaker(Breaker::new(1).pause(SHORT, SHORT));
+    let mut calls = 0;
+    let running = Running::start(worker, move |job: Job| {
+        calls += 1;
+        let is_first = calls == 1;
+        async move {
+            match job.text() {
+                _ if is_first => Err(Failure::unavailable("away")),
+                text => Ok(Bad(text == Some("panics"))),
+            }
+        }
+    });
+    running.until(|counts| counts.processed == 2 && counts.panicked == 1).await?;
+    let report = running.stop().await?;
+    assert_eq!((report.counts.postponed, report.counts.released), (1, 0));
     Ok(())
 }
 

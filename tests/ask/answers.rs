@@ -36,6 +36,21 @@ pub(crate) async fn a_handlers_value_is_the_reply(place: Arc<Place>) -> Outcome 
     stage.clear().await
 }
 
+pub(crate) async fn a_reply_goes_where_the_request_says(place: Arc<Place>) -> Outcome {
+    let stage = Stage::new(place, "whereto").await?;
+    // Whatever the message was made for.
+    let elsewhere = anyqueue::Address::queue(&format!("{}-elsewhere", stage.queue))?;
+    let answer = move |_: Job| {
+        let reply = Message::new("here").to(elsewhere.clone()).reply_to("me").correlation_id("mine");
+        async move { reply }
+    };
+    let serving = stage.serve(answer).await?;
+    let reply = stage.client.request(&stage.queue, "where?").await?;
+    assert_eq!((reply.text(), reply.get_reply_to()), (Some("here"), None));
+    assert!(serving.stop().await?.is_clean());
+    stage.clear().await
+}
+
 pub(crate) async fn a_permanent_error_reaches_the_caller(place: Arc<Place>) -> Outcome {
     let stage = Stage::new(place, "permanent").await?;
     let serving = stage

@@ -41,6 +41,7 @@ const CASES: &[(&str, Case)] = cases![
     asking::closing_fails_what_waits_at_once,
     asking::what_is_no_request_is_refused,
     answers::a_handlers_value_is_the_reply,
+    answers::a_reply_goes_where_the_request_says,
     answers::a_permanent_error_reaches_the_caller,
     answers::a_temporary_error_is_tried_again_first,
     answers::the_last_attempts_error_reaches_the_caller,
