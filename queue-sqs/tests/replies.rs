@@ -64,10 +64,12 @@ async fn what_a_killed_process_left_is_deleted_by_the_next() -> Outcome {
     let (old, young) = (made(3 * DAY)?, made(DAY)?);
     let foreign = format!("{}-of-somebody-else", request::REPLIES);
     client.sender("prices").await?;
-    // Made by a client that looks for none.
+    // By Amazon's client, which looks for none.
+    let sqs = client.broker().native().downcast_ref::<aws_sdk_sqs::Client>().ok_or("no client")?;
     for queue in [&young, &foreign, &old] {
-        client.sender(queue.as_str()).await?;
+        sqs.create_queue().queue_name(queue).send().await?;
     }
+    assert!(is_there(&client, &old).await?);
     ask(&client).await?;
     until_gone(&client, &old).await?;
     assert!(is_there(&client, &young).await? && is_there(&client, &foreign).await?);
