@@ -17,7 +17,8 @@ const ALLOWED: &[&str] = &[
     "queue_core",
     "queue_amqp",
     "queue_kafka",
-    "queue_sqs", // this project
+    "queue_sqs",
+    "queue_worker", // this project
     "bytes",
     "tokio",
     "futures_core",
@@ -26,6 +27,9 @@ const ALLOWED: &[&str] = &[
     "serde_core",
     "serde",         // derived `Deserialize` of options
     "libtest_mimic", // the conformance suite
+    "tower_layer",
+    "tower_service", // handlers are services
+    "prost",         // messages of Protobuf, with the feature `protobuf`
     "tracing",       // the span of the work on a message
     "opentelemetry", // contexts and meters, with the feature `otel`
 ];
@@ -42,7 +46,7 @@ const NATIVE: &[(&str, &str)] = &[
 #[test]
 #[ignore = "documents every crate; run by scripts/test"]
 fn public_signatures_name_no_type_of_a_client() {
-    for package in ["queue-core", "queue-amqp", "queue-kafka", "queue-sqs", "anyqueue"] {
+    for package in ["queue-core", "queue-amqp", "queue-kafka", "queue-sqs", "queue-worker", "anyqueue"] {
         let api = describe(package);
         let mut foreign = BTreeSet::new();
         for item in api["index"].as_object().unwrap().values() {

@@ -22,7 +22,7 @@ use support::proxy::Proxy;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A line of what the endpoint says.
 struct Series {

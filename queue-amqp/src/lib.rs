@@ -13,6 +13,7 @@ mod delay;
 mod dial;
 mod error;
 mod flight;
+mod inbox;
 mod ledger;
 mod link;
 #[cfg(feature = "management")]
@@ -35,6 +36,9 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 use queue_core::{Broker, Driver, option_names};
+
+/// The client, in the version that native access gives.
+pub use lapin;
 
 pub use crate::auth::Auth;
 pub use crate::broker::AmqpBroker;

@@ -185,10 +185,30 @@ impl Link {
         let Some(session) = session else { return Ok(()) };
         let mut closed = Ok(());
         if session.connection.status().connected() {
-            closed = within(deadline, "close", session.connection.close(200, "OK".into())).await;
+            let close = within(deadline, "close", session.connection.close(200, "OK".into()));
+            closed = tokio::select! {
+                closed = close => closed,
+                () = over(&session.connection) => Ok(()),
+            };
         }
         session.line.hang_up();
-        closed
+        match closed {
+            // It is gone, which is what was wanted; what was lost with it was told by whoever had it. The client itself fails
+            // the connection when it closes while a channel is opened, or dropped.
+            Err(error) if error.kind() != ErrorKind::Timeout => {
+                tracing::debug!(%error, "the connection broke while it was closed");
+                Ok(())
+            }
+            closed => closed,
+        }
+    }
+}
+
+/// Resolves soon after the connection has ended: whoever closes it at the moment when it breaks is sometimes never answered.
+async fn over(connection: &Connection) {
+    let status = connection.status();
+    while status.connected() || status.closing() {
+        sleep(LOOK).await;
     }
 }
 

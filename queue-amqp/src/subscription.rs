@@ -10,9 +10,9 @@ use lapin::types::ShortString;
 use queue_core::{Error, ErrorKind, EventKind, Result};
 use tokio::time::{Instant, sleep};
 
-use crate::consumer::{Inbox, Want};
 use crate::convert::{arguments, short};
 use crate::error::{is_final, within};
+use crate::inbox::{Inbox, Want};
 use crate::ledger::Ledger;
 use crate::link::{Sessions, open_channel, while_up};
 use crate::stream::{OFFSET, Place};

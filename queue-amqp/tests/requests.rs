@@ -36,6 +36,7 @@ fn main() {
             a_request_that_nobody_waits_for_expires,
             a_reply_to_nobody_is_no_error,
             closing_fails_what_is_pending,
+            closing_at_any_moment_is_clean,
             what_is_no_request_is_refused,
         ],
     );
@@ -287,6 +288,24 @@ async fn closing_fails_what_is_pending(url: String) {
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(soon(ask(&broker, &address, "x")).await.unwrap_err().kind(), ErrorKind::Closed);
     connect(&url).await.unwrap().delete(&address).await.unwrap();
+}
+
+/// While the channel of the requests is opened, and shortly after.
+async fn closing_at_any_moment_is_clean(url: String) {
+    let first = connect(&url).await.unwrap();
+    let address = queue(&first, "closing").await;
+    for n in 0..60 {
+        let broker = connect(&url).await.unwrap();
+        let pending = ask(&broker, &address, "x");
+        let closing = async {
+            tokio::time::sleep(Duration::from_micros(n * 300)).await;
+            broker.close(deadline()).await
+        };
+        let (answer, report) = soon(join(pending, closing)).await;
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::Closed, "{n}");
+        assert!(report.is_clean(), "{n}: {report:?}");
+    }
+    first.delete(&address).await.unwrap();
 }
 
 async fn what_is_no_request_is_refused(url: String) {

@@ -139,6 +139,29 @@ impl fmt::Debug for Block {
     }
 }
 
+/// Messages that were accepted, to be counted when it is dropped: though whoever tells of them panics midway.
+struct Accepted<'a> {
+    block: &'a Block,
+    count: u32,
+    /// Those among the first 64.
+    told: u64,
+}
+
+impl Drop for Accepted<'_> {
+    fn drop(&mut self) {
+        if self.count == 0 {
+            return;
+        }
+        self.block.resolved(self.count);
+        // Written before it looks for those who wait.
+        let mut awaited = self.told & self.block.awaited.load(Ordering::SeqCst);
+        while awaited != 0 {
+            self.block.tell(awaited.trailing_zeros());
+            awaited &= awaited - 1;
+        }
+    }
+}
+
 impl Block {
     pub(crate) fn new(len: usize, cost: usize, deadline: Instant, owner: Option<Arc<dyn Owner>>) -> Arc<Self> {
         let len = u32::try_from(len).expect("a batch has fewer than 2^32 messages");
@@ -231,20 +254,8 @@ impl Block {
         if slot.state.load(Ordering::Acquire) != expected {
             return false;
         }
-        let tag = match verdict {
-            Ok(receipt) => {
-                // The offset is stored plus one, so that zero means none.
-                if let Some(offset) = receipt.offset {
-                    slot.offset.store(offset.wrapping_add(1), Ordering::Relaxed);
-                }
-                if let Some(partition) = receipt.partition {
-                    slot.partition.store(partition.wrapping_add(1), Ordering::Relaxed);
-                }
-                if let Some(id) = receipt.id {
-                    self.side().ids.push((index, id));
-                }
-                ACCEPTED
-            }
+        let moved = match verdict {
+            Ok(receipt) => self.keep(slot, index, expected, receipt),
             Err(error) => {
                 // Under the lock, so that whoever sees the state finds the error.
                 let mut side = self.side();
@@ -257,19 +268,41 @@ impl Block {
                 }
                 let error = if side.doubtful.contains(&index) { error.with_outcome(Outcome::Unknown) } else { error };
                 side.failures.push((index, error));
-                drop(side);
-                self.resolved(1);
-                self.tell(index);
-                return true;
+                true
             }
         };
-        let moved =
-            slot.state.compare_exchange(expected, expected & !TAG | tag, Ordering::SeqCst, Ordering::Acquire).is_ok();
         if moved {
             self.resolved(1);
             self.tell(index);
         }
         moved
+    }
+
+    /// Writes down that a message was accepted; whether it waited for that.
+    fn keep(&self, slot: &Slot, index: u32, expected: u32, receipt: Receipt) -> bool {
+        // The offset is stored plus one, so that zero means none.
+        if let Some(offset) = receipt.offset {
+            slot.offset.store(offset.wrapping_add(1), Ordering::Relaxed);
+        }
+        if let Some(partition) = receipt.partition {
+            slot.partition.store(partition.wrapping_add(1), Ordering::Relaxed);
+        }
+        if let Some(id) = receipt.id {
+            self.side().ids.push((index, id));
+        }
+        slot.state.compare_exchange(expected, expected & !TAG | ACCEPTED, Ordering::SeqCst, Ordering::Acquire).is_ok()
+    }
+
+    /// Messages were accepted, at their first try. What they share is written once for all.
+    pub(crate) fn accept(&self, verdicts: impl Iterator<Item = (u32, Receipt)>) {
+        let mut accepted = Accepted { block: self, count: 0, told: 0 };
+        for (index, receipt) in verdicts {
+            let slot = self.slot(index);
+            if slot.state.load(Ordering::Acquire) == PENDING && self.keep(slot, index, PENDING, receipt) {
+                accepted.count += 1;
+                accepted.told |= 1_u64.checked_shl(index).unwrap_or(0);
+            }
+        }
     }
 
     pub(crate) fn resolved(&self, count: u32) {

@@ -16,7 +16,18 @@ enum Target {
     Whole(Arc<Block>),
     One(SlotRef),
     Slots(Vec<SlotRef>),
+    /// Some of the first 64 of a block, each by its place in it and for its first try.
+    Joined(Arc<Block>, u64),
     Spent,
+}
+
+/// The places whose bits are set, in order.
+fn places(mut bits: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let place = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(place)
+    })
 }
 
 /// Takes the verdict of each message of one [`Producer::send`](crate::Producer::send), by its index in the batch.
@@ -48,11 +59,72 @@ impl Completion {
     }
 
     /// A completion of its own for each message.
-    pub(crate) fn split(mut self) -> Vec<Self> {
+    #[must_use]
+    pub fn split(mut self) -> Vec<Self> {
         let place = |i| self.place(i).map(|(block, index, epoch)| SlotRef { block: block.clone(), index, epoch });
-        let parts = (0..self.len()).filter_map(place).map(Self::one).collect();
+        let parts = self.indices().filter_map(place).map(Self::one).collect();
         self.0 = Target::Spent;
         parts
+    }
+
+    /// Makes the completion of a single message one that [others can join](Self::join), where its sender gives out verdicts
+    /// together; the index of its message from then on, which is less than 64.
+    #[must_use]
+    pub fn joinable(mut self) -> (Self, usize) {
+        match &self.0 {
+            Target::One(slot) if slot.epoch == 0 && slot.index < u64::BITS => {
+                let (block, index) = (slot.block.clone(), slot.index);
+                self.0 = Target::Spent;
+                (Self(Target::Joined(block, 1 << index)), index as usize)
+            }
+            _ => (self, 0),
+        }
+    }
+
+    /// Takes in the completion of a single message whose verdicts its sender gives out together with those here, and tells
+    /// the index of that message: less than 64, and none that is here or was.
+    ///
+    /// # Errors
+    /// The other completion, where it has nothing to do with this.
+    pub fn join(&mut self, mut other: Self) -> Result<usize, Self> {
+        let Target::Joined(block, bits) = &mut self.0 else { return Err(other) };
+        match &other.0 {
+            Target::One(slot) if Arc::ptr_eq(&slot.block, block) && slot.epoch == 0 && slot.index < u64::BITS => {
+                let index = slot.index;
+                *bits |= 1 << index;
+                other.0 = Target::Spent;
+                Ok(index as usize)
+            }
+            _ => Err(other),
+        }
+    }
+
+    /// Takes the messages out whose indices are the bits that are set here: of those that have [joined](Self::join). Nothing joins
+    /// the one that has none left.
+    #[must_use]
+    pub fn part(&mut self, indices: u64) -> Self {
+        let Target::Joined(block, bits) = &mut self.0 else {
+            // A single message of its own.
+            return Self(if indices & 1 == 1 { std::mem::replace(&mut self.0, Target::Spent) } else { Target::Spent });
+        };
+        let taken = *bits & indices;
+        *bits &= !indices;
+        if *bits == 0 {
+            // Nothing is kept for those who may join: whoever sends owns what takes its verdicts.
+            let Target::Joined(block, _) = std::mem::replace(&mut self.0, Target::Spent) else {
+                return Self(Target::Spent);
+            };
+            return Self(Target::Joined(block, taken));
+        }
+        Self(Target::Joined(block.clone(), taken))
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> + use<> {
+        let (all, bits) = match &self.0 {
+            Target::Joined(_, bits) => (0, *bits),
+            _ => (self.len(), 0),
+        };
+        (0..all).chain(places(bits).map(|place| place as usize))
     }
 
     /// How many messages there are.
@@ -63,6 +135,7 @@ impl Completion {
             Target::Whole(block) => block.len(),
             Target::One(_) => 1,
             Target::Slots(slots) => slots.len(),
+            Target::Joined(_, bits) => bits.count_ones() as usize,
             Target::Spent => 0,
         }
     }
@@ -73,6 +146,7 @@ impl Completion {
             Target::Whole(block) => block.is_done(),
             Target::One(slot) => slot.is_final(),
             Target::Slots(slots) => slots.iter().all(SlotRef::is_final),
+            Target::Joined(block, bits) => places(*bits).all(|index| block.is_final(index)),
             Target::Spent => true,
         }
     }
@@ -87,6 +161,7 @@ impl Completion {
             Target::Whole(block) => block.is_done(),
             Target::One(slot) => index > 0 || slot.is_final(),
             Target::Slots(slots) => slots.get(index).is_none_or(SlotRef::is_final),
+            Target::Joined(..) => self.place(index).is_none_or(|(block, index, _)| block.is_final(index)),
             Target::Spent => true,
         }
     }
@@ -96,7 +171,7 @@ impl Completion {
     pub(crate) fn deadline(&self) -> Option<Instant> {
         match &self.0 {
             Target::One(slot) => slot.block.owner.is_some().then_some(slot.block.deadline),
-            Target::Whole(_) | Target::Slots(_) | Target::Spent => None,
+            Target::Whole(_) | Target::Slots(_) | Target::Joined(..) | Target::Spent => None,
         }
     }
 
@@ -108,6 +183,10 @@ impl Completion {
             }
             Target::One(slot) => (index == 0).then_some((&slot.block, slot.index, slot.epoch)),
             Target::Slots(slots) => slots.get(index).map(|s| (&s.block, s.index, s.epoch)),
+            Target::Joined(block, bits) => {
+                let index = u32::try_from(index).ok().filter(|i| *i < u64::BITS && bits >> i & 1 == 1)?;
+                Some((block, index, 0))
+            }
             Target::Spent => None,
         }
     }
@@ -119,11 +198,21 @@ impl Completion {
         }
     }
 
-    /// The broker has every message below `end`.
-    pub fn accept_up_to(&self, end: usize) {
-        for index in 0..end.min(self.len()) {
-            self.accept(index, Receipt::accepted());
+    /// The broker has these messages. Cheaper than to [accept](Self::accept) one by one.
+    pub fn accept_each(&self, verdicts: impl IntoIterator<Item = (usize, Receipt)>) {
+        let verdicts = verdicts.into_iter();
+        match &self.0 {
+            Target::Whole(block) | Target::Joined(block, _) => {
+                block.accept(verdicts.filter_map(|(index, receipt)| Some((self.place(index)?.1, receipt))));
+            }
+            _ => verdicts.for_each(|(index, receipt)| self.accept(index, receipt)),
         }
+    }
+
+    /// The broker has every message whose index is below `end`.
+    pub fn accept_up_to(&self, end: usize) {
+        let all = self.indices().take_while(|index| *index < end);
+        self.accept_each(all.map(|index| (index, Receipt::accepted())));
     }
 
     /// The broker has every message. The cheapest verdict.
@@ -141,7 +230,7 @@ impl Completion {
                 return;
             }
         }
-        self.accept_up_to(self.len());
+        self.accept_up_to(usize::MAX);
         self.0 = Target::Spent;
     }
 
@@ -171,7 +260,7 @@ impl Completion {
 
     /// Every message without a verdict failed; `messages` are all of the batch, in order.
     pub fn fail_all(self, error: &Error, messages: Vec<Message>) {
-        for (index, message) in messages.into_iter().enumerate() {
+        for (index, message) in self.indices().zip(messages) {
             self.fail(index, error.clone(), Some(message));
         }
     }
@@ -185,12 +274,99 @@ impl Drop for Completion {
         let lost = || {
             Error::new(ErrorKind::Internal, "the message was dropped without a verdict").with_outcome(Outcome::Unknown)
         };
-        for index in 0..self.len() {
+        for index in self.indices() {
             if let Some((block, slot, epoch)) = self.place(index)
                 && unresolved(block, slot, epoch)
             {
                 block.finish(slot, epoch << 2 | PENDING, Err(lost()));
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::pin::Pin;
+    use std::sync::atomic::AtomicBool;
+    use std::task::{Context, Wake, Waker};
+
+    use futures::FutureExt as _;
+
+    use super::*;
+    use crate::verdict::Verdict;
+
+    #[test]
+    fn singles_of_one_call_join_in_any_order_and_each_gets_its_own_verdict() {
+        let (done, mut verdicts) = Completion::new(5);
+        let mut singles = done.split();
+        let (mut joined, third) = singles.remove(2).joinable();
+        assert_eq!((third, joined.len()), (2, 1));
+        let indices: Vec<_> = singles.into_iter().rev().map(|single| joined.join(single).unwrap()).collect();
+        assert_eq!(indices, [4, 3, 1, 0]);
+        let (first, over) = (joined.part(0b00101), joined.part(0b10010));
+        assert_eq!((first.len(), over.len(), joined.len()), (2, 2, 1));
+        // What is not there, or has its verdict, is left alone.
+        first.accept_each([
+            (2, Receipt::at(0, 2)),
+            (0, Receipt::at(0, 0)),
+            (1, Receipt::at(0, 9)),
+            (0, Receipt::at(0, 8)),
+        ]);
+        first.accept_each([(64, Receipt::accepted()), (usize::MAX, Receipt::accepted())]);
+        assert!(first.is_over() && !joined.is_over() && joined.is_over_for(2) && !joined.is_over_for(3));
+        over.fail(4, Error::new(ErrorKind::TooLarge, "large"), None);
+        drop(over);
+        assert!((&mut verdicts).now_or_never().is_none(), "one is left");
+        joined.accept_all();
+        let error = verdicts.now_or_never().unwrap().unwrap_err();
+        let failed: Vec<_> = error.failures().iter().map(|(i, e)| (*i, e.kind(), e.outcome())).collect();
+        assert_eq!(failed, [(1, ErrorKind::Internal, Outcome::Unknown), (4, ErrorKind::TooLarge, Outcome::NotSent)]);
+        let receipts: Vec<_> = error.receipts().iter().collect();
+        assert_eq!(receipts[0], Some(Receipt::at(0, 0)));
+        assert_eq!(receipts[2..4], [Some(Receipt::at(0, 2)), Some(Receipt::accepted())]);
+    }
+
+    #[test]
+    fn what_is_of_another_call_or_far_behind_does_not_join() {
+        let (mut joined, _) = Completion::new(1).0.joinable();
+        let other = joined.join(Completion::new(1).0).unwrap_err();
+        let (done, verdicts) = Completion::new(70);
+        let mut singles = done.split();
+        let (mut late, index) = singles.pop().unwrap().joinable();
+        assert_eq!((index, late.len()), (0, 1), "it stays by itself");
+        let early = late.join(singles.remove(0)).unwrap_err();
+        late.part(1).accept(0, Receipt::at(0, 69));
+        early.accept(0, Receipt::at(0, 0));
+        drop((other, singles, late));
+        let error = verdicts.now_or_never().unwrap().unwrap_err();
+        assert_eq!(error.failures().len(), 68);
+        assert_eq!(
+            (error.receipts().get(0), error.receipts().get(69)),
+            (Some(Receipt::at(0, 0)), Some(Receipt::at(0, 69)))
+        );
+    }
+
+    #[test]
+    fn verdicts_that_are_given_together_wake_those_who_wait_for_one() {
+        let (done, _all) = Completion::new(3);
+        let Target::Whole(block) = &done.0 else { unreachable!("it is whole") };
+        let mut second = Verdict::new(block.slot_ref(1));
+        let woken = Arc::new(Woken(AtomicBool::new(false)));
+        let (waker, is_woken) = (Waker::from(woken.clone()), || woken.0.load(Ordering::SeqCst));
+        assert!(Pin::new(&mut second).poll(&mut Context::from_waker(&waker)).is_pending());
+        done.accept_each([(0, Receipt::accepted())]);
+        assert!(!is_woken());
+        done.accept_each([(2, Receipt::accepted()), (1, Receipt::at(7, 1))]);
+        assert!(is_woken());
+        assert_eq!(second.now_or_never().unwrap().unwrap(), Receipt::at(7, 1));
+    }
+
+    struct Woken(AtomicBool);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.store(true, Ordering::SeqCst);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! What happens behind the handles: events and health.
 
 use std::collections::BTreeMap;
-#[cfg(feature = "otel")]
-use std::collections::BTreeSet;
 use std::sync::Arc;
+#[cfg(feature = "otel")]
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
@@ -115,9 +115,9 @@ impl Health {
 struct Hub {
     sender: broadcast::Sender<Event>,
     problems: Mutex<BTreeMap<String, (HealthState, String)>>,
-    /// Hosts whose connection is lost.
+    /// Connections that are lost; which comes back, and to which host, does not matter.
     #[cfg(feature = "otel")]
-    lost: Mutex<BTreeSet<String>>,
+    lost: AtomicU64,
 }
 
 /// Where adapters and handles report events and problems. Cheap to clone; never blocks.
@@ -139,7 +139,7 @@ impl Events {
             sender,
             problems: Mutex::default(),
             #[cfg(feature = "otel")]
-            lost: Mutex::default(),
+            lost: AtomicU64::default(),
         }))
     }
 
@@ -159,10 +159,13 @@ impl Events {
     /// Counts connections that come back.
     #[cfg(feature = "otel")]
     fn count(&self, kind: EventKind, subject: &str) {
+        let lost = &self.0.lost;
         match kind {
-            EventKind::Disconnected => drop(self.0.lost.lock().insert(subject.to_owned())),
+            EventKind::Disconnected => {
+                lost.fetch_add(1, Ordering::Relaxed);
+            }
             EventKind::Connected => {
-                let again = self.0.lost.lock().remove(subject);
+                let again = lost.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |lost| lost.checked_sub(1)).is_ok();
                 crate::observe::metrics::connected(subject, u64::from(again));
             }
             _ => {}

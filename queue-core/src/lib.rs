@@ -48,6 +48,9 @@ mod wakes;
 mod window;
 pub mod wire;
 
+/// What payloads and keys are made of.
+pub use bytes::Bytes;
+
 pub use crate::address::{Address, AddressKind, Source, Start};
 pub use crate::bindings::{Bindings, Connections};
 pub use crate::broker::{

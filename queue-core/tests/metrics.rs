@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use opentelemetry::metrics::MeterProvider;
 use opentelemetry_sdk::metrics::data::{AggregatedMetrics, MetricData, ResourceMetrics};
 use opentelemetry_sdk::metrics::{InMemoryMetricExporter, PeriodicReader, SdkMeterProvider};
-use queue_core::{Client, Message, memory, otel};
+use queue_core::{Client, EventKind, Events, Message, memory, otel};
 
 type Outcome<T = ()> = Result<T, Box<dyn std::error::Error>>;
 
@@ -73,6 +73,10 @@ async fn every_message_is_counted_once() -> Outcome {
     inbox.receive().await?.reject("no use");
     inbox.flush().await?;
     let held = inbox.receive().await?;
+    let (events, down, up) = (Events::new(), EventKind::Disconnected, EventKind::Connected);
+    // Two links to one host, and one that goes to another; the last was never lost.
+    let hosts = [(up, "a"), (up, "a"), (down, "a"), (down, "a"), (up, "a"), (up, "b"), (up, "c")];
+    hosts.into_iter().for_each(|(kind, host)| events.emit(kind, host, None));
 
     provider.force_flush()?;
     let figures = figures(&exporter.get_finished_metrics()?);
@@ -97,6 +101,9 @@ async fn every_message_is_counted_once() -> Outcome {
     says("anyqueue.retries", place, 2.0);
     says("anyqueue.dead_letters", place, 1.0);
     says("anyqueue.messages.in_flight", place, 1.0);
+    says("anyqueue.reconnects", "server.address=a", 1.0);
+    says("anyqueue.reconnects", "server.address=b", 1.0);
+    says("anyqueue.reconnects", "server.address=c", 0.0);
     assert!(of("anyqueue.unanswered.age", place) > 0.0);
     held.ack();
     Ok(())

@@ -276,6 +276,51 @@ async fn a_receiver_ends() -> Result<()> {
     assert_eq!(inbox.receive().await.unwrap_err().kind(), ErrorKind::Unauthorized);
     let mut next = client.receiver("orders").await?;
     assert_eq!(next.receive().await?.text(), Some("2"));
+
+    // What came together with what ends it is handed out before.
+    let (both, mut inbox) = (client.sender("both").await?, client.receiver("both").await?);
+    client.faults().on_receive("both").nth(2).fail(ErrorKind::Unauthorized);
+    both.send("1").await?;
+    both.send("2").await?;
+    let first = inbox.receive().await?;
+    assert_eq!(first.text(), Some("1"));
+    first.ack();
+    assert_eq!(inbox.receive().await.unwrap_err().kind(), ErrorKind::Unauthorized);
+    drop(inbox);
+    assert_eq!(client.receiver("both").await?.receive().await?.text(), Some("2"));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_rule_looks_at_every_operation() -> Result<()> {
+    let client = TestClient::new();
+    let orders = client.sender("orders").await?;
+    let first = client.faults().on_send("orders").times(2).fail(ErrorKind::Rejected, Outcome::Rejected);
+    let third = client.faults().on_send("orders").nth(3).fail(ErrorKind::Conflict, Outcome::Rejected);
+    for kind in [ErrorKind::Rejected, ErrorKind::Rejected, ErrorKind::Conflict] {
+        assert_eq!(orders.send("1").await.unwrap_err().kind(), kind);
+    }
+    orders.send("2").await?;
+    assert_eq!((first.count(), third.count()), (2, 1));
+
+    // What another rule has is gone, and not put off.
+    client.faults().clear();
+    let first = client.faults().on_send("orders").times(3).fail(ErrorKind::Rejected, Outcome::Rejected);
+    let third = client.faults().on_send("orders").nth(3).fail(ErrorKind::Conflict, Outcome::Rejected);
+    for _ in 0..3 {
+        assert_eq!(orders.send("1").await.unwrap_err().kind(), ErrorKind::Rejected);
+    }
+    orders.send("2").await?;
+    assert_eq!((first.count(), third.count()), (3, 0));
+    Ok(())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_meant_may_look_at_the_client() -> Result<()> {
+    let client = std::sync::Arc::new(TestClient::new());
+    client.sender("orders").await?.send("1").await?;
+    let again = client.clone();
+    client.sent("orders").matching(move |_| again.sent("orders").all().len() == 1).one().await;
     Ok(())
 }
 
@@ -360,6 +405,7 @@ async fn chance_comes_from_a_seed_that_a_failure_shows() -> Result<()> {
         for _ in 0..64 {
             sent.push(orders.send("x").await.is_ok());
         }
+        client.faults().clear();
         let text = failure(client.sent("payments").one()).await;
         assert!(text.contains(&format!("the seed {seed}: repeat them with `faults().seed({seed})`")), "{text}");
         Ok(sent)

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use queue_core::{Error, EventKind, Events};
+use queue_core::{Error, ErrorKind, EventKind, Events};
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, RebalanceProtocol};
@@ -229,7 +229,9 @@ impl Context {
         let found = self.inbox.revoked(&partitions);
         if !found.due.is_empty() {
             let result = if consumer.assignment_lost() {
-                Err(error::of_code(Code::AssignmentLost, "commit"))
+                let why =
+                    "the group gave the partitions away before what was answered could be committed: that comes again";
+                Err(Error::new(ErrorKind::LeaseLost, why).with_operation("commit"))
             } else {
                 self.commit(consumer, &found.due)
             };

@@ -9,11 +9,26 @@ use crate::sync::{AtomicBool, AtomicUsize, Mutex, Notify, Ordering};
 
 /// Half of the word that librdkafka carries with each message names the batch, the other half the message in it.
 const INDEX_BITS: u32 = usize::BITS / 2;
+/// What messages leave behind that were accepted.
+#[derive(Default)]
+struct Landed {
+    kept: Vec<Message>,
+    messages: Vec<Message>,
+}
+
+/// The single message that a word names, in a set of those of its group.
+fn bit(word: usize) -> u64 {
+    u32::try_from(word & MAX_BATCH).ok().and_then(|index| 1_u64.checked_shl(index)).unwrap_or(0)
+}
+
+/// Verdicts by the index of the message in its batch or group.
+fn indexed(run: &[(usize, Receipt)]) -> impl Iterator<Item = (usize, Receipt)> {
+    run.iter().map(|(word, receipt)| (word & MAX_BATCH, receipt.clone()))
+}
+
 /// Most messages of a batch.
 pub(crate) const MAX_BATCH: usize = (1 << INDEX_BITS) - 1;
 
-/// Most single messages of a group; few in tests, so that they get to its end.
-const GROUP: usize = if cfg!(test) { 3 } else { 64 };
 /// In a word: it names a single message, in a group.
 const ALONE: usize = 1 << (usize::BITS - 1);
 
@@ -99,23 +114,7 @@ struct Batch {
     open: usize,
 }
 
-/// A message that was sent alone.
-#[derive(Debug)]
-struct Single {
-    done: Completion,
-    /// What librdkafka does not hand back as it was. A box, because most have none.
-    message: Option<Box<Message>>,
-}
-
-#[derive(Debug)]
-enum Place {
-    Open(Single),
-    /// The producer let go: nobody waits.
-    Abandoned,
-    Landed,
-}
-
-/// Single messages that were sent one after the other: close together in memory, which several threads write to.
+/// Single messages whose verdicts their sender gives out together.
 #[derive(Debug, Default)]
 struct Group(Mutex<Places>);
 
@@ -123,21 +122,63 @@ struct Group(Mutex<Places>);
 struct Places {
     /// `None` while the group is free.
     share: Option<Arc<Share>>,
-    singles: Vec<Place>,
-    /// How many have landed.
-    landed: usize,
+    /// `None` when the producer let go: nobody waits.
+    done: Option<Completion>,
+    /// The messages, by their index in `done`, that librdkafka has not reported.
+    open: u64,
+    /// What librdkafka does not hand back as it was.
+    kept: Vec<(usize, Message)>,
     /// No more are added.
     closed: bool,
 }
 
+/// Messages of a group that land.
+#[derive(Default)]
+struct Landing {
+    done: Option<Completion>,
+    kept: Vec<Message>,
+    /// Whose group it was, when they are its last.
+    over: Option<Arc<Share>>,
+}
+
 impl Places {
+    /// Adds a message, if its verdict is given out with those of the others.
+    fn join(&mut self, done: Completion, message: Option<Message>) -> Result<usize, (Completion, Option<Message>)> {
+        let joined = match &mut self.done {
+            Some(all) => all.join(done),
+            None => Err(done),
+        };
+        match joined {
+            Ok(index) => {
+                self.take(index, message);
+                Ok(index)
+            }
+            Err(done) => Err((done, message)),
+        }
+    }
+
+    fn take(&mut self, index: usize, message: Option<Message>) {
+        self.open |= 1 << index;
+        self.kept.extend(message.map(|message| (index, message)));
+    }
+
+    /// Takes out the messages that land, each once.
+    fn land(&mut self, indices: u64) -> Landing {
+        let landing = indices & self.open;
+        self.open &= !landing;
+        let done = self.done.as_mut().map(|done| done.part(landing));
+        let is_landing = |(index, _): &mut (usize, _)| landing >> *index & 1 == 1;
+        let kept = self.kept.extract_if(.., is_landing).map(|(_, message)| message).collect();
+        Landing { done, kept, over: self.end() }
+    }
+
     /// Frees the group when its last message has landed.
     fn end(&mut self) -> Option<Arc<Share>> {
-        if !self.closed || self.landed < self.singles.len() {
+        if !self.closed || self.open != 0 {
             return None;
         }
-        self.singles.clear();
-        (self.landed, self.closed) = (0, false);
+        self.closed = false;
+        self.done = None;
         self.share.take()
     }
 }
@@ -204,24 +245,34 @@ impl Flights {
 
     /// Makes room for the verdict of a single message, before it is sent; the word that names it. A message is kept where
     /// librdkafka does not hand it back as it is.
-    pub(crate) fn depart_alone(&self, message: Option<Box<Message>>, done: Completion, share: &Arc<Share>) -> usize {
+    pub(crate) fn depart_alone(&self, message: Option<Message>, done: Completion, share: &Arc<Share>) -> usize {
         let mut next = share.next.lock();
         if let Some(other) = next.take_if(|next| !Arc::ptr_eq(&next.home, &self.groups)) {
             other.close();
         }
-        let Next { group, id, .. } = next.get_or_insert_with(|| self.open_group(share));
-        let mut places = group.0.lock();
-        let word = ALONE | *id << INDEX_BITS | places.singles.len();
-        places.singles.push(Place::Open(Single { done, message }));
-        if places.singles.len() == GROUP || share.closing.load(Ordering::Acquire) {
-            places.closed = true;
-            drop(places);
-            *next = None;
+        let word = |id: usize, index: usize| ALONE | id << INDEX_BITS | index;
+        let done = match &*next {
+            Some(Next { group, id, .. }) => match group.0.lock().join(done, message) {
+                Ok(index) => return word(*id, index),
+                Err(back) => back,
+            },
+            None => (done, message),
+        };
+        if let Some(full) = next.take() {
+            full.close();
+        }
+        let (opened, index) = self.open_group(done, share);
+        let word = word(opened.id, index);
+        if share.closing.load(Ordering::Acquire) {
+            opened.close();
+        } else {
+            *next = Some(opened);
         }
         word
     }
 
-    fn open_group(&self, share: &Arc<Share>) -> Next {
+    /// A group that begins with this message, and the index of it.
+    fn open_group(&self, (done, message): (Completion, Option<Message>), share: &Arc<Share>) -> (Next, usize) {
         share.flights.fetch_add(1, Ordering::AcqRel);
         let (id, group) = {
             let mut groups = self.groups.lock();
@@ -231,11 +282,13 @@ impl Flights {
             }
             (id, groups.all[id].clone())
         };
+        let (done, index) = done.joinable();
         let mut places = group.0.lock();
         places.share = Some(share.clone());
-        places.singles.reserve_exact(GROUP);
+        places.done = Some(done);
+        places.take(index, message);
         drop(places);
-        Next { group, id, home: self.groups.clone() }
+        (Next { group, id, home: self.groups.clone() }, index)
     }
 
     /// The batch was sent, but for those that failed at once.
@@ -264,21 +317,61 @@ impl Flights {
             return self.landed_in_batch(id, index, verdict);
         }
         let Some(group) = self.groups.lock().all.get(id).cloned() else { return };
-        let (place, over) = {
-            let mut places = group.0.lock();
-            let Some(place) = places.singles.get_mut(index).filter(|place| !matches!(place, Place::Landed)) else {
-                return;
-            };
-            let place = mem::replace(place, Place::Landed);
-            places.landed += 1;
-            (place, places.end())
-        };
+        let Landing { done, kept, over } = group.0.lock().land(bit(word));
         // Without a lock: a verdict wakes whoever waits.
-        if let Place::Open(Single { done, message: kept }) = place {
-            let back = if verdict.is_err() { kept.map(|kept| *kept).or_else(message) } else { None };
-            give(&done, 0, verdict, back);
+        if let Some(done) = done {
+            let kept = kept.into_iter().next();
+            let back = if verdict.is_err() { kept.or_else(message) } else { None };
+            give(&done, index, verdict, back);
         }
         free(&self.groups, id, over);
+    }
+
+    /// Takes the verdicts of messages that were accepted, and leaves none: those of one batch or group that come one after
+    /// the other are taken at a time.
+    pub(crate) fn accepted(&self, verdicts: &mut Vec<(usize, Receipt)>) {
+        // Dropped when all is told: a payload may belong to the application.
+        let mut landed = Landed::default();
+        for run in verdicts.chunk_by(|(word, _), (next, _)| word >> INDEX_BITS == next >> INDEX_BITS) {
+            let word = run[0].0;
+            let id = (word & !ALONE) >> INDEX_BITS;
+            match word & ALONE {
+                0 => self.accepted_in_batch(id, run, &mut landed.messages),
+                _ => self.accepted_alone(id, run, &mut landed.kept),
+            }
+        }
+        verdicts.clear();
+    }
+
+    fn accepted_alone(&self, id: usize, run: &[(usize, Receipt)], landed: &mut Vec<Message>) {
+        let Some(group) = self.groups.lock().all.get(id).cloned() else { return };
+        let landing = group.0.lock().land(run.iter().fold(0, |all, (word, _)| all | bit(*word)));
+        // Without a lock: a verdict wakes whoever waits.
+        if let Some(done) = landing.done {
+            done.accept_each(indexed(run));
+        }
+        landed.extend(landing.kept);
+        free(&self.groups, id, landing.over);
+    }
+
+    fn accepted_in_batch(&self, id: usize, run: &[(usize, Receipt)], landed: &mut Vec<Message>) {
+        let mut batches = self.batches.lock();
+        let Some(batch) = batches.get(id) else { return };
+        let Some(messages) = &mut batch.messages else {
+            batch.early.extend(indexed(run).map(|(index, receipt)| (index, Ok(receipt))));
+            return;
+        };
+        landed.extend(run.iter().filter_map(|(word, _)| messages.get_mut(word & MAX_BATCH).map(mem::take)));
+        batch.open -= run.len();
+        let (done, over) = (batch.done.clone(), batch.open == 0);
+        let batch = if over { batches.remove(id) } else { None };
+        drop(batches);
+        if let Some(done) = done {
+            done.accept_each(indexed(run));
+        }
+        if let Some(batch) = batch {
+            batch.share.land();
+        }
     }
 
     fn landed_in_batch(&self, id: usize, index: usize, verdict: Result<Receipt, Error>) {
@@ -304,25 +397,22 @@ impl Flights {
     pub(crate) fn abandon(&self, share: &Arc<Share>) -> usize {
         let mut left = 0;
         let mut given_up = Vec::new();
-        let mut alone = Vec::new();
         for batch in self.batches.lock().flights.iter_mut().flatten().filter(|b| Arc::ptr_eq(&b.share, share)) {
             left += if batch.done.is_some() { batch.open } else { 0 };
             given_up.extend(batch.done.take());
         }
         let groups = self.groups.lock().all.clone();
+        let (mut alone, mut kept) = (Vec::new(), Vec::new());
         for group in groups {
             let mut places = group.0.lock();
             if places.share.as_ref().is_some_and(|s| Arc::ptr_eq(s, share)) {
-                for place in &mut places.singles {
-                    if matches!(place, Place::Open(_)) {
-                        alone.push(mem::replace(place, Place::Abandoned));
-                    }
-                }
+                alone.extend(places.done.take());
+                kept.append(&mut places.kept);
             }
         }
-        left += alone.len();
+        left += alone.iter().map(Completion::len).sum::<usize>();
         // Dropped without a lock, which answers whoever waits.
-        drop((given_up, alone));
+        drop((given_up, alone, kept));
         left
     }
 }
@@ -330,14 +420,16 @@ impl Flights {
 impl Drop for Flights {
     /// What has no verdict then gets none: it is answered `Unknown`.
     fn drop(&mut self) {
+        let batches = mem::take(&mut self.batches.lock().flights);
+        for Batch { done, share, .. } in batches.into_iter().flatten() {
+            drop(done);
+            share.land();
+        }
         let groups = mem::take(&mut self.groups.lock().all);
         for group in groups {
-            let (singles, share) = {
-                let mut places = group.0.lock();
-                (mem::take(&mut places.singles), places.share.take())
-            };
+            let Places { share, done, kept, .. } = mem::take(&mut *group.0.lock());
             // Without the lock, which answers whoever waits.
-            drop(singles);
+            drop((done, kept));
             if let Some(share) = share {
                 share.land();
             }
@@ -353,125 +445,5 @@ fn give(done: &Completion, index: usize, verdict: Result<Receipt, Error>, messag
 }
 
 #[cfg(test)]
-mod tests {
-    use queue_core::{ErrorKind, Outcome};
-
-    use super::*;
-
-    fn batch(count: usize) -> Vec<Message> {
-        (0..count).map(|i| Message::new(i.to_string())).collect()
-    }
-
-    #[tokio::test]
-    async fn verdicts_land_in_any_order_and_before_the_batch_has_left() {
-        let (flights, share) = (Flights::default(), Arc::new(Share::default()));
-        let (done, verdict) = Completion::new(3);
-        let departure = flights.depart(3, done, &share);
-        flights.landed(departure.word(2), Ok(Receipt::at(1, 9)), || None);
-        let refused = Error::new(ErrorKind::TooLarge, "large");
-        flights.departed(&departure, batch(3), vec![(1, refused)]);
-        flights.landed(departure.word(0), Ok(Receipt::at(0, 4)), || None);
-        let error = verdict.await.unwrap_err();
-        assert_eq!(
-            error.failures().iter().map(|(i, e)| (*i, e.kind())).collect::<Vec<_>>(),
-            [(1, ErrorKind::TooLarge)]
-        );
-        assert_eq!(error.receipts().get(2), Some(Receipt::at(1, 9)));
-        share.close();
-        share.empty().await;
-    }
-
-    #[tokio::test]
-    async fn a_message_sent_alone_has_a_verdict_of_its_own() {
-        let (flights, share) = (Flights::default(), Arc::new(Share::default()));
-        let send = || {
-            let (done, verdict) = Completion::new(1);
-            (flights.depart_alone(None, done, &share), verdict)
-        };
-        let ((taken, receipt), (refused, error), (left, unknown)) = (send(), send(), send());
-        flights.landed(refused, Err(Error::new(ErrorKind::TooLarge, "large")), || None);
-        flights.landed(taken, Ok(Receipt::at(1, 9)), || None);
-        assert_eq!(receipt.await.unwrap().get(0), Some(Receipt::at(1, 9)));
-        assert_eq!(error.await.unwrap_err().failures()[0].1.kind(), ErrorKind::TooLarge);
-        assert_eq!(flights.abandon(&share), 1);
-        assert_eq!(unknown.await.unwrap_err().failures()[0].1.outcome(), Outcome::Unknown);
-        flights.landed(left, Ok(Receipt::accepted()), || None);
-        share.close();
-        share.empty().await;
-        // A late report for one of them is nobody's, and counts for nothing.
-        flights.landed(taken, Ok(Receipt::accepted()), || None);
-        share.close();
-        share.empty().await;
-    }
-
-    #[tokio::test]
-    async fn groups_follow_one_another_and_are_used_again() {
-        let (flights, share) = (Flights::default(), Arc::new(Share::default()));
-        for round in 0..3 {
-            let sent: Vec<_> = (0..2 * GROUP + 1)
-                .map(|_| {
-                    let (done, verdict) = Completion::new(1);
-                    (flights.depart_alone(None, done, &share), verdict)
-                })
-                .collect();
-            for (at, (word, verdict)) in sent.into_iter().enumerate().rev() {
-                flights.landed(word, Ok(Receipt::at(0, at as u64)), || None);
-                assert_eq!(verdict.await.unwrap().get(0), Some(Receipt::at(0, at as u64)), "round {round}");
-            }
-        }
-        share.close();
-        share.empty().await;
-        // Two are full and one in the making, which begins where the last round ended.
-        let groups = flights.groups.lock();
-        assert!(groups.all.len() <= 4 && groups.all.len() == groups.free.len(), "{groups:?}");
-    }
-
-    #[tokio::test]
-    async fn a_message_that_fails_comes_back() {
-        let (flights, share) = (Flights::default(), Arc::new(Share::default()));
-        let failed = || Err(Error::new(ErrorKind::Connection, "away"));
-        let sent = |kept: Option<Message>, native: Option<Message>| {
-            let (sender, back) = std::sync::mpsc::channel();
-            let word = flights.depart_alone(kept.map(Box::new), Completion::new(1).0, &share);
-            flights.landed(word, failed(), || {
-                let _ = sender.send(());
-                native
-            });
-            back.try_recv().is_ok()
-        };
-        assert!(sent(None, Some(Message::new("x"))), "librdkafka is asked for it");
-        assert!(!sent(Some(Message::new("x").header("a", "b")), None), "it was kept");
-    }
-
-    #[tokio::test]
-    async fn a_producer_goes_on_with_another_native_one() {
-        let (old, new, share) = (Flights::default(), Flights::default(), Arc::new(Share::default()));
-        let send = |flights: &Flights| {
-            let (done, verdict) = Completion::new(1);
-            (flights.depart_alone(None, done, &share), verdict)
-        };
-        let ((first, before), (second, after)) = (send(&old), send(&new));
-        new.landed(second, Ok(Receipt::at(0, 2)), || None);
-        assert_eq!(after.await.unwrap().get(0), Some(Receipt::at(0, 2)));
-        old.landed(first, Ok(Receipt::at(0, 1)), || None);
-        assert_eq!(before.await.unwrap().get(0), Some(Receipt::at(0, 1)));
-        share.close();
-        share.empty().await;
-    }
-
-    #[tokio::test]
-    async fn what_is_left_at_the_end_is_unknown() {
-        let (flights, share) = (Flights::default(), Arc::new(Share::default()));
-        let (done, verdict) = Completion::new(2);
-        let departure = flights.depart(2, done, &share);
-        flights.departed(&departure, batch(2), vec![]);
-        flights.landed(departure.word(0), Ok(Receipt::accepted()), || None);
-        assert_eq!(flights.abandon(&share), 1);
-        let failures = verdict.await.unwrap_err().failures();
-        assert_eq!((failures[0].0, failures[0].1.outcome()), (1, Outcome::Unknown));
-        // The late report finds nobody and does no harm.
-        flights.landed(departure.word(1), Ok(Receipt::accepted()), || None);
-        share.close();
-        share.empty().await;
-    }
-}
+#[path = "flights/tests.rs"]
+mod tests;

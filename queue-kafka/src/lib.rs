@@ -11,6 +11,7 @@ mod convert;
 mod error;
 mod ffi;
 mod flights;
+mod gone;
 #[cfg(feature = "msk-iam")]
 mod iam;
 mod inbox;

@@ -1,5 +1,6 @@
 //! A producer of librdkafka, with its thread and what it has in flight.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::config::Settings;
 use crate::error;
 use crate::ffi::Notice;
 use crate::flights::Flights;
+use crate::gone::Gone;
 use crate::link::retire;
 use crate::monitor::{Monitor, Watch};
 use crate::signal::Signal;
@@ -31,9 +33,46 @@ const TICK: Duration = Duration::from_millis(100);
 pub(crate) struct Reports {
     watch: Watch,
     flights: Arc<Flights>,
-    gone: Arc<AtomicBool>,
+    gone: Arc<Gone>,
     /// Whether there was an event, and so may be more.
     served: AtomicBool,
+}
+
+/// Most messages of a report that are taken at a time.
+const TOGETHER: usize = 256;
+
+thread_local! {
+    /// Messages that one event tells were accepted, to be taken together; only of the thread that serves the producer.
+    static ACCEPTED: RefCell<Option<Vec<(usize, Receipt)>>> = const { RefCell::new(None) };
+}
+
+impl Reports {
+    fn accepted(&self, word: usize, receipt: Receipt) {
+        let room = ACCEPTED.with_borrow_mut(|accepted| {
+            let Some(accepted) = accepted else { return Err(receipt) };
+            accepted.push((word, receipt));
+            Ok(TOGETHER - accepted.len())
+        });
+        match room {
+            Ok(0) => self.land(),
+            Ok(_) => {}
+            Err(receipt) => self.flights.landed(word, Ok(receipt), || None),
+        }
+    }
+
+    /// Gives the verdicts that this thread has gathered.
+    fn land(&self) {
+        let mut accepted =
+            ACCEPTED.with_borrow_mut(|accepted| accepted.as_mut().map(std::mem::take)).unwrap_or_default();
+        // Without the borrow: whoever waits may do anything.
+        self.flights.accepted(&mut accepted);
+        // Its room is used again.
+        ACCEPTED.with_borrow_mut(|kept| {
+            if let Some(kept) = kept.as_mut().filter(|kept| kept.is_empty()) {
+                *kept = accepted;
+            }
+        });
+    }
 }
 
 impl ClientContext for Reports {
@@ -64,22 +103,19 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, word: usize) {
         self.served.store(true, Ordering::Relaxed);
-        let verdict = match result {
-            Ok(record) => Ok(match (u32::try_from(record.partition()), u64::try_from(record.offset())) {
-                (Ok(partition), Ok(offset)) => Receipt::at(partition, offset),
-                _ => Receipt::accepted(),
-            }),
-            Err((error, _)) => Err(match error.rdkafka_error_code() {
-                Some(code) => {
-                    let error = error::of_delivery(code);
-                    self.gone.fetch_or(error.kind() == ErrorKind::NotFound, Ordering::Relaxed);
-                    error
-                }
-                None => error::of_delivery(Code::Unknown),
-            }),
+        let (error, record) = match result {
+            Ok(record) => {
+                let receipt = match (u32::try_from(record.partition()), u64::try_from(record.offset())) {
+                    (Ok(partition), Ok(offset)) => Receipt::at(partition, offset),
+                    _ => Receipt::accepted(),
+                };
+                return self.accepted(word, receipt);
+            }
+            Err((error, record)) => (error, record),
         };
+        let error = error::of_delivery(error.rdkafka_error_code().unwrap_or(Code::Unknown));
+        let error = self.gone.judge(record.topic(), error, true);
         let message = || {
-            let Err((_, record)) = result else { return None };
             let bytes = |part: Option<&[u8]>| part.map(Bytes::copy_from_slice);
             let message = Message::new(bytes(record.payload())?);
             Some(match bytes(record.key()) {
@@ -87,7 +123,7 @@ impl ProducerContext for Reports {
                 None => message,
             })
         };
-        self.flights.landed(word, verdict, message);
+        self.flights.landed(word, Err(error), message);
     }
 }
 
@@ -95,8 +131,7 @@ impl ProducerContext for Reports {
 pub(crate) struct Native {
     pub(crate) producer: Arc<BaseProducer<Reports>>,
     pub(crate) flights: Arc<Flights>,
-    /// Messages were refused because their topic was gone.
-    pub(crate) gone: Arc<AtomicBool>,
+    pub(crate) gone: Arc<Gone>,
     /// It was replaced, or closed: nothing more is sent with it.
     pub(crate) ended: AtomicBool,
     _thread: Thread,
@@ -137,15 +172,20 @@ impl Drop for Thread {
 
 fn serve(notice: &Notice<Reports>, stop: &Stop) {
     let producer = notice.producer();
+    ACCEPTED.set(Some(Vec::with_capacity(TOGETHER)));
     while !stop.stopped.load(Ordering::Acquire) {
         // One event, which may tell of thousands of messages: whoever waits for them one by one is woken once.
-        let poll = || together(|| producer.poll(Duration::ZERO));
-        // A panic is one of the program's own log; its hook tells it, and the messages behind it go on.
-        let _ = catch_unwind(AssertUnwindSafe(poll));
+        together(|| {
+            // A panic is one of the program's own log; its hook tells it, and the messages behind it go on.
+            let _ = catch_unwind(AssertUnwindSafe(|| producer.poll(Duration::ZERO)));
+            let _ = catch_unwind(AssertUnwindSafe(|| producer.context().land()));
+        });
         if !producer.context().served.swap(false, Ordering::Relaxed) {
             stop.signal.wait(TICK);
         }
     }
+    // What the producer tells while it is dropped, here or elsewhere, is taken at once.
+    ACCEPTED.set(None);
 }
 
 /// Gives up what is in flight when it goes, wherever else the native producer is held.
@@ -230,7 +270,7 @@ impl Drop for Engine {
 impl Native {
     pub(crate) fn new(config: &ClientConfig, monitor: &Arc<Monitor>) -> Result<Self> {
         let flights = Arc::new(Flights::default());
-        let gone = Arc::<AtomicBool>::default();
+        let gone = Arc::<Gone>::default();
         let reports = Reports {
             watch: Watch(monitor.clone()),
             flights: flights.clone(),
@@ -251,7 +291,7 @@ impl Native {
 
     /// See [`Engine::find`].
     pub(crate) async fn find(self: Arc<Self>, topic: &str, within: Duration) {
-        if self.gone.load(Ordering::Relaxed) {
+        if self.gone.any() {
             let topic = topic.to_owned();
             // Where it fails, so do the messages, and with a reason.
             let _ = tokio::task::spawn_blocking(move || self.look(&topic, within)).await;
@@ -260,8 +300,12 @@ impl Native {
 
     /// Asks the cluster for a topic, by which librdkafka learns of it.
     fn look(self: Arc<Self>, topic: &str, within: Duration) {
-        if let Err(error) = self.producer.client().fetch_metadata(Some(topic), within) {
-            tracing::debug!(topic, %error, "a topic cannot be looked for");
+        match self.producer.client().fetch_metadata(Some(topic), within) {
+            Ok(found) if found.topics().iter().any(|t| t.name() == topic && t.error().is_none()) => {
+                self.gone.found(topic)
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(topic, %error, "a topic cannot be looked for"),
         }
         retire(self);
     }

@@ -121,10 +121,7 @@ pub(crate) fn enqueue(
 /// Why librdkafka did not take a message, and whether it never will.
 fn refused(native: &Native, error: KafkaError, topic: &str) -> (Error, bool) {
     let fatal = error.rdkafka_error_code() == Some(Code::Fatal);
-    if error.rdkafka_error_code() == Some(Code::UnknownTopic) {
-        native.gone.store(true, Ordering::Relaxed);
-    }
-    (error::of_enqueue(error).with_context("topic", topic), fatal)
+    (native.gone.judge(topic, error::of_enqueue(error), false).with_context("topic", topic), fatal)
 }
 
 #[async_trait]
@@ -191,7 +188,7 @@ impl Producer for KafkaProducer {
         };
         let bare = is_bare(&message);
         // The clone shares what is in it. Zero is the present to librdkafka.
-        let kept = (!bare).then(|| Box::new(message.clone()));
+        let kept = (!bare).then(|| message.clone());
         let word = native.flights.depart_alone(kept, done, &self.share);
         if let Err(refused) = enqueue(&native, &self.topic, &message, word, 0) {
             self.failed_alone(native, word, message, refused);

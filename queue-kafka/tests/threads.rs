@@ -164,7 +164,10 @@ fn each_message_has_one_verdict() {
     // librdkafka gives the verdicts of a topic's partitions from its own threads, before the batch is away too.
     let lands = |word: usize, verdict: Result<Receipt, Error>| {
         let flights = flights.clone();
-        thread::spawn(move || flights.landed(word, verdict, || None))
+        thread::spawn(move || match verdict {
+            Ok(receipt) => flights.accepted(&mut vec![(word, receipt)]),
+            Err(_) => flights.landed(word, verdict, || None),
+        })
     };
     let landing = [lands(words[2], Ok(Receipt::at(0, 2))), lands(words[0], Err(refused()))];
     let closing = {
@@ -186,12 +189,13 @@ fn each_message_has_one_verdict() {
 
 fn alone() {
     let (flights, share) = (Arc::new(Flights::default()), Arc::new(Share::default()));
-    let (done, verdict) = Completion::new(1);
-    let word = flights.depart_alone(None, done, &share);
-    let landing = {
-        let flights = flights.clone();
-        thread::spawn(move || flights.landed(word, Ok(Receipt::accepted()), || None))
-    };
+    let (done, verdict) = Completion::new(3);
+    let words = done.split().into_iter().map(|done| flights.depart_alone(None, done, &share));
+    let (words, landing) = (words.collect::<Vec<_>>(), flights.clone());
+    let landing = thread::spawn(move || {
+        landing.accepted(&mut vec![(words[0], Receipt::accepted())]);
+        landing.accepted(&mut vec![(words[2], Receipt::accepted()), (words[1], Receipt::accepted())]);
+    });
     // Somebody else's message, which is none of this producer's.
     let (done, other) = Completion::new(1);
     let theirs = Arc::new(Share::default());
@@ -205,28 +209,34 @@ fn alone() {
     block_on(share.empty());
 }
 
-/// Senders cross the end of a group, meet a close, and go on with another native producer while verdicts land.
+/// Senders share groups, meet a close, and go on with another native producer while verdicts land.
 fn groups() {
     let (old, new, share) = (Arc::new(Flights::default()), Arc::new(Flights::default()), Arc::new(Share::default()));
-    let sends = |flights: &[&Arc<Flights>]| {
-        let (flights, share) = (flights.iter().copied().cloned().collect::<Vec<_>>(), share.clone());
+    let calls = [Completion::new(4), Completion::new(4)];
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let verdicts = calls.map(|(done, verdict)| {
+        let mut own = done.split();
+        before.push(own.split_off(2));
+        after.push(own);
+        verdict
+    });
+    let sends = |all: Vec<Vec<Completion>>| {
+        let (all, share) = (all.into_iter().zip([old.clone(), new.clone()]).collect::<Vec<_>>(), share.clone());
         thread::spawn(move || {
-            let mut verdicts = Vec::new();
-            for flights in flights {
-                let (done, verdict) = Completion::new(1);
-                let word = flights.depart_alone(None, done, &share);
-                verdicts.push(verdict);
-                thread::spawn(move || flights.landed(word, Ok(Receipt::accepted()), || None));
+            for (singles, flights) in all {
+                let word = |done| (flights.depart_alone(None, done, &share), Receipt::accepted());
+                let mut sent: Vec<_> = singles.into_iter().map(word).collect();
+                thread::spawn(move || flights.accepted(&mut sent));
             }
-            verdicts
         })
     };
-    let senders = [sends(&[&old, &old, &new]), sends(&[&old, &new, &new])];
+    let senders = [sends(before), sends(after)];
     share.close();
     for sender in senders {
-        for verdict in sender.join().unwrap() {
-            assert_eq!(unknown(verdict), 0);
-        }
+        sender.join().unwrap();
+    }
+    for verdict in verdicts {
+        assert_eq!(unknown(verdict), 0);
     }
     block_on(share.empty());
     for flights in [old, new] {
@@ -239,9 +249,9 @@ fn a_close_ends_with_the_last_verdict() {
     let (done, batch) = Completion::new(2);
     let departure = flights.depart(2, done, &share);
     flights.departed(&departure, messages(2), vec![]);
-    let (done, single) = Completion::new(1);
-    let alone = flights.depart_alone(None, done, &share);
-    for word in [departure.word(0), departure.word(1), alone] {
+    let (done, single) = Completion::new(2);
+    let alone = done.split().into_iter().map(|done| flights.depart_alone(None, done, &share));
+    for word in alone.chain([departure.word(0), departure.word(1)]).collect::<Vec<_>>() {
         let flights = flights.clone();
         thread::spawn(move || flights.landed(word, Ok(Receipt::accepted()), || None));
     }

@@ -35,6 +35,8 @@ const BATCH: usize = 40;
 const GIVEN_UP: u8 = 5;
 const LATER: u8 = 8;
 const PATIENCE: Duration = Duration::from_secs(90);
+/// How long a send may take while a broker is killed and starts again.
+const SENDS: Duration = Duration::from_secs(120);
 const CLOSE: Duration = Duration::from_secs(10);
 
 /// The protocols, and the options that choose them. A killed member is missed as soon as the broker allows.
@@ -238,7 +240,7 @@ async fn each_is_copied_once(own: &Own, protocol: &str, options: &str, faults: u
     make(&client, &from, PARTITIONS).await?;
     make(&client, &to, 2).await?;
     let sending = Arc::new(AtomicBool::new(true));
-    let sent = tokio::spawn(send(client.sender(from.as_str()).await?, sending.clone()));
+    let sent = tokio::spawn(send(client.sender(from.as_str()).deadline(SENDS).await?, sending.clone()));
     let mut copiers = Copiers { url, from, to, all: Vec::new() };
     for index in 0..COPIERS {
         copiers.all.push(copiers.start(index)?);

@@ -80,7 +80,7 @@ impl Core {
         self.spawn_on(&Handle::current(), task);
     }
 
-    /// On the thread of the receivers; a runtime of one thread is as good.
+    /// On the thread of requests; a runtime of one thread is as good.
     pub(crate) fn spawn_apart(&self, task: impl Future<Output = ()> + Send + 'static) {
         let current = Handle::current();
         if current.runtime_flavor() == RuntimeFlavor::CurrentThread {

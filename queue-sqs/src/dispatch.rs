@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use queue_core::{Error, ErrorKind, Outcome, Result};
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::mpsc::error::SendError;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
@@ -18,7 +20,7 @@ use crate::door::{self, Verdicts};
 use crate::error;
 use crate::hops;
 use crate::lanes::{Group, Lanes};
-use crate::producer::{Item, Shared};
+use crate::producer::{Item, Shared, Told};
 
 /// The most entries of one request.
 pub(crate) const MAX_ENTRIES: usize = 10;
@@ -73,6 +75,7 @@ struct UnderWay {
 /// Cuts what was given into requests and keeps them going.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
+    told: UnboundedSender<Told>,
     /// For standard queues and topics, in order.
     waiting: VecDeque<Item>,
     /// The first that did not fit into the request before.
@@ -92,9 +95,10 @@ pub(crate) struct Driver {
 }
 
 impl Driver {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, told: UnboundedSender<Told>) -> Self {
         Self {
             shared,
+            told,
             waiting: VecDeque::new(),
             carried: None,
             lanes: Lanes::default(),
@@ -163,7 +167,7 @@ impl Driver {
             let Some(request) = request else { return };
             let groups: Vec<_> = request.items.iter().filter_map(|(group, _)| group.clone()).collect();
             let to = request.to.clone();
-            let id = self.requests.spawn(request.send(self.shared.clone())).id();
+            let id = self.requests.spawn(request.send(self.shared.clone(), self.told.clone())).id();
             if !groups.is_empty() {
                 self.busy.insert(id, UnderWay { to, groups, since: now });
             }
@@ -349,10 +353,10 @@ impl Request {
         self.items.push((group, item));
     }
 
-    async fn send(self, shared: Arc<Shared>) -> Again {
+    async fn send(self, shared: Arc<Shared>, told: UnboundedSender<Told>) -> Again {
         let Self { to, items, entries, bytes } = self;
         match door::send(&shared, &to, entries).await {
-            Ok(verdicts) => answered(items, verdicts),
+            Ok(verdicts) => answered(items, verdicts, &told),
             Err(error) if error.kind() == ErrorKind::TooLarge && items.len() > 1 => {
                 // Nothing of it was taken; smaller requests are.
                 shared.max_batch.fetch_min(bytes / 2, Ordering::Relaxed);
@@ -387,14 +391,17 @@ fn failed(shared: &Shared, items: Vec<(Option<Group>, Item)>, error: &Error) -> 
 }
 
 /// Gives each message its own verdict.
-fn answered(items: Vec<(Option<Group>, Item)>, verdicts: Verdicts) -> Again {
+fn answered(items: Vec<(Option<Group>, Item)>, verdicts: Verdicts, told: &UnboundedSender<Told>) -> Again {
     let mut again = Again { items: Vec::new(), wait: Wait::Groups };
     let mut items: Vec<_> = items.into_iter().map(Some).collect();
     let mut take = |id: &str| id.parse::<usize>().ok().and_then(|index| Some((index, items.get_mut(index)?.take()?)));
-    for (id, receipt) in verdicts.accepted {
-        if let Some((_, (_, item))) = take(&id) {
-            item.verdict.accept(receipt);
-        }
+    let accepted = verdicts.accepted.into_iter().filter_map(|(id, receipt)| {
+        let (_, (_, item)) = take(&id)?;
+        Some((item, receipt))
+    });
+    if let Err(SendError(accepted)) = told.send(accepted.collect()) {
+        // The runtime of whoever opened the sender has ended.
+        accepted.into_iter().for_each(|(item, receipt)| item.verdict.accept(receipt));
     }
     let mut refused = Vec::new();
     for (id, error) in verdicts.refused {

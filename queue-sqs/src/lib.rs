@@ -29,6 +29,12 @@ mod topology;
 
 use queue_core::{Driver, option_names};
 
+/// The SDK's client for topics, in the version that native access takes.
+#[cfg(feature = "sns")]
+pub use aws_sdk_sns;
+/// The SDK's client, in the version that native access gives.
+pub use aws_sdk_sqs;
+
 pub use crate::broker::SqsBroker;
 pub use crate::config::SqsConfig;
 

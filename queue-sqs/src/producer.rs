@@ -10,8 +10,10 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
     Capabilities, CloseReport, Completion, Error, Message, Outcome, Producer, ProducerOptions, Receipt, Result,
+    together,
 };
 use tokio::sync::Notify;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::time::{Instant, timeout_at};
 
 use crate::address::{Kind, Target};
@@ -24,6 +26,9 @@ use crate::topics::{self, Topics};
 
 /// How long a message is tried on a FIFO queue at most: a deduplication id holds for five minutes.
 const MAX_TRYING: Duration = Duration::from_secs(240);
+
+/// Requests whose verdicts are given at a time.
+const TOLD: usize = 16;
 
 /// Sends to one queue or topic.
 pub(crate) struct SqsProducer {
@@ -150,8 +155,34 @@ impl SqsProducer {
         });
         let weak: std::sync::Weak<Shared> = Arc::downgrade(&shared);
         core.adopt(weak);
-        core.spawn(Driver::new(shared.clone()).run());
+        let (told, news) = unbounded_channel();
+        core.spawn(tell(news));
+        core.spawn_apart(Driver::new(shared.clone(), told).run());
         Arc::new(Self { capabilities: Arc::new(capabilities), shared, _core: core })
+    }
+}
+
+/// Messages that the broker has, with what it says of each.
+pub(crate) type Told = Vec<(Item, Receipt)>;
+
+/// Gives verdicts where those who wait for them are, most likely, and lets go of the messages: to wake many from another thread
+/// costs as much as sending, and memory is freed cheapest where it was allocated.
+async fn tell(news: UnboundedReceiver<Told>) {
+    let (mut news, mut lists) = (News(news), Vec::new());
+    while news.0.recv_many(&mut lists, TOLD).await > 0 {
+        together(|| lists.drain(..).flatten().for_each(|(item, receipt)| item.verdict.accept(receipt)));
+    }
+}
+
+/// Dropped with its runtime, it tells what it has: those who wait may be elsewhere.
+struct News(UnboundedReceiver<Told>);
+
+impl Drop for News {
+    fn drop(&mut self) {
+        self.0.close();
+        while let Ok(list) = self.0.try_recv() {
+            list.into_iter().for_each(|(item, receipt)| item.verdict.accept(receipt));
+        }
     }
 }
 

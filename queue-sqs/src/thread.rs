@@ -1,8 +1,8 @@
-//! The thread of the receivers.
+//! The thread of requests.
 //!
 //! A request of the SDK goes through several tasks and locks. Where the threads of a runtime share them, each wakes the other,
-//! and a received message costs more CPU than on one thread, which is enough for the most that a queue hands out. Senders stay
-//! with those who send: whoever hands a message to another thread has to wake it.
+//! and a message costs more CPU than on one thread, which is enough for the most that a queue hands out or takes. Verdicts of sent
+//! messages are given elsewhere: to wake many who send from here costs more than is saved.
 
 use std::io;
 use std::sync::Arc;

@@ -88,17 +88,19 @@ async fn released_messages_come_again_at_once() -> Outcome {
 
 async fn extension_keeps_a_message_away() -> Outcome {
     let mut options = ConsumerOptions::default();
-    options.lease = Duration::from_secs(1);
+    options.lease = Duration::from_secs(4);
     let pair = Pair::new("extend", QUICK, options).await?;
     deliver(&*pair.producer, vec![Message::new("mine")]).await?;
     let got = collect(&*pair.consumer, 1, SOON).await?.remove(0);
-    let settled = pair.consumer.settle(vec![Answer::Extend(got.token, Duration::from_secs(4))]);
+    let settled = pair.consumer.settle(vec![Answer::Extend(got.token, Duration::from_secs(12))]);
     assert!(settled.pending.ok_or("nothing to wait for")?.await.is_empty());
-    silence(&*pair.consumer, Duration::from_secs(2)).await?;
+    // Longer than its first lease.
+    silence(&*pair.consumer, Duration::from_secs(6)).await?;
     assert!(pair.consumer.holds(got.token));
     assert!(pair.consumer.ack(&[got.token]).stale.is_empty());
     pair.consumer.flush().await?;
-    silence(&*pair.consumer, Duration::from_secs(3)).await?;
+    // Longer than what is left of the second.
+    silence(&*pair.consumer, Duration::from_secs(8)).await?;
     pair.end().await
 }
 

@@ -4,15 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use queue_core::{Delivery, Error};
+use queue_core::{Delivery, Error, request};
 use tokio::time::{Instant, timeout_at};
 
 use crate::failure::{BoxError, Failure};
+use crate::handling::note;
 use crate::job::Job;
-use crate::run::{Run, Start, far, note};
+use crate::run::{Run, Start, far};
 use crate::task::Work;
 
 /// How many messages a batch handler gets at a time.
+///
+/// No more come together than the receiver fetches ahead: for full batches its `prefetch` is the size of a batch, times the
+/// [concurrency](crate::Worker::concurrency) and one more, which comes while the others are worked on.
 ///
 /// ```
 /// # use std::time::Duration;
@@ -108,6 +112,7 @@ impl<H: BatchHandler> Start for Many<H> {
         let mut ended = Ok(());
         while jobs.len() < self.batches.most {
             match timeout_at(full, run.receiver.next()).await {
+                Ok(Some(Ok(delivery))) if request::is_over(&delivery) => run.nobody_waits(delivery),
                 Ok(Some(Ok(delivery))) => {
                     let (job, work) = Work::take(&run.shared, &run.receiver, delivery);
                     jobs.push(job);

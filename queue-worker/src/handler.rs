@@ -43,9 +43,15 @@ impl<T: IntoReply + Send + 'static, E: Into<BoxError>> Handled for Result<T, E> 
     }
 }
 
-/// What can handle messages: an `async fn` of a [`Job`], of something [`FromJob`], or of both; or a service of tower.
+/// What can handle messages: an `async fn` of a [`Job`], of something [`FromJob`], or of both, in that order: `(order, job)`; or a
+/// service of tower.
 ///
 /// `Kind` tells them apart, and is never written out.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` handles no messages",
+    note = "a handler is an `async fn` of a `Job`, of something that is `FromJob` as `Json<T>` is, or of both in the order `(Json<T>, Job)`",
+    note = "it returns what is `IntoReply`, such as `()`, or a `Result` of that with an error that can be boxed"
+)]
 pub trait IntoHandler<Kind> {
     /// The service that it becomes.
     type Service: Service<Job, Response: IntoReply + Send + 'static, Error: Into<BoxError> + 'static, Future: Send + 'static>

@@ -10,6 +10,7 @@ mod control;
 mod counts;
 mod failure;
 mod handler;
+mod handling;
 mod job;
 mod light;
 mod limit;

@@ -1,9 +1,11 @@
 //! Handlers that are done before a task for them would have started.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// What a handler may take to be light. A task of its own costs about a tenth of it, and the message behind it waits as long.
 const LIGHT: Duration = Duration::from_micros(10);
+/// What nothing but a handler takes, with the fetch of what it works on in it.
+const SURE: Duration = Duration::from_millis(1);
 /// Handlers between two tries whether they are light: from, to.
 const TRY: (u32, u32) = (64, 4096);
 
@@ -17,11 +19,15 @@ pub(crate) struct Light {
     left: u32,
     /// Between tries, as long as they fail.
     every: u32,
+    /// When the one before ended, if nothing was waited for since: a look at the clock costs as much as many a handler.
+    last: Option<Instant>,
+    /// Whether the one that is tried is timed alone.
+    alone: bool,
 }
 
 impl Light {
     pub(crate) fn new() -> Self {
-        Self { left: 0, every: TRY.0 }
+        Self { left: 0, every: TRY.0, last: None, alone: true }
     }
 
     /// Whether the next handler is tried here.
@@ -31,16 +37,33 @@ impl Light {
         is_tried
     }
 
-    /// One that was tried ended at once.
-    pub(crate) fn ended(&mut self, took: Duration) {
-        if took > LIGHT {
+    /// When the one that is tried now began; with all that the worker did since the one before, unless it is timed alone.
+    pub(crate) fn begin(&mut self, now: impl FnOnce() -> Instant) -> Instant {
+        let last = self.last.take();
+        self.alone = last.is_none();
+        last.unwrap_or_else(now)
+    }
+
+    /// The worker waited for something.
+    pub(crate) fn waited(&mut self) {
+        self.last = None;
+    }
+
+    /// One that was tried ended without waiting.
+    pub(crate) fn ended(&mut self, began: Instant, now: Instant) {
+        let took = now.duration_since(began);
+        if took > SURE || (took > LIGHT && self.alone) {
             self.waits();
+        } else if took > LIGHT {
+            // A fetch may have been in it: the next is timed alone.
+            self.last = None;
         } else {
+            self.last = Some(now);
             self.every = TRY.0;
         }
     }
 
-    /// One that was tried waits for something.
+    /// One that was tried is not light.
     pub(crate) fn waits(&mut self) {
         self.left = self.every;
         self.every = (self.every * 2).min(TRY.1);
@@ -51,26 +74,88 @@ impl Light {
 mod tests {
     use super::*;
 
-    /// How many of so many handlers are tried.
-    fn tried(light: &mut Light, handlers: u32, end: impl Fn(&mut Light)) -> u32 {
-        let mut tried = 0;
-        for _ in 0..handlers {
-            if light.is_tried() {
-                tried += 1;
-                end(light);
-            }
-        }
-        tried
+    /// Handlers with a clock of their own.
+    struct Handlers {
+        light: Light,
+        now: Instant,
     }
+
+    impl Handlers {
+        fn new() -> Self {
+            Self { light: Light::new(), now: Instant::now() }
+        }
+
+        /// One that is tried, and takes so long; `fetch` before it, which is waited for or not.
+        fn one(&mut self, fetch: Option<Duration>, took: Duration) {
+            match fetch {
+                Some(at_once) => self.now += at_once,
+                None => self.light.waited(),
+            }
+            let now = self.now;
+            let began = self.light.begin(|| now);
+            self.now += took;
+            self.light.ended(began, self.now);
+        }
+
+        /// How many of so many are tried.
+        fn tried(&mut self, handlers: u32, mut one: impl FnMut(&mut Self)) -> u32 {
+            let mut tried = 0;
+            for _ in 0..handlers {
+                if self.light.is_tried() {
+                    tried += 1;
+                    one(self);
+                }
+            }
+            tried
+        }
+    }
+
+    const QUICK: Duration = Duration::from_nanos(300);
 
     #[test]
     fn light_ones_are_all_tried_and_others_seldom() {
-        let mut light = Light::new();
-        let quick = |light: &mut Light| light.ended(Duration::from_micros(1));
-        assert_eq!(tried(&mut light, 1000, quick), 1000);
-        assert!(tried(&mut light, 100_000, Light::waits) < 32);
-        assert!(tried(&mut light, 100_000, |light| light.ended(Duration::from_millis(1))) < 32);
+        let mut handlers = Handlers::new();
+        assert_eq!(handlers.tried(5_000, |handlers| handlers.one(None, QUICK)), 5_000);
+        assert_eq!(handlers.tried(5_000, |handlers| handlers.one(Some(QUICK), QUICK)), 5_000);
+        assert!(handlers.tried(100_000, |handlers| handlers.light.waits()) < 32);
         // They become light: found out within a few thousand.
-        assert!(tried(&mut light, 10_000, quick) > 5_000);
+        assert!(handlers.tried(20_000, |handlers| handlers.one(Some(QUICK), QUICK)) > 15_000);
+    }
+
+    #[test]
+    fn one_that_computes_is_found_at_once() {
+        for fetch in [None, Some(QUICK)] {
+            let mut handlers = Handlers::new();
+            handlers.one(None, QUICK);
+            handlers.one(fetch, 2 * SURE);
+            assert!(!handlers.light.is_tried());
+            assert!(handlers.tried(100_000, |handlers| handlers.one(fetch, 2 * SURE)) < 32);
+        }
+    }
+
+    #[test]
+    fn one_that_is_a_little_long_is_found_when_it_is_timed_alone() {
+        let mut handlers = Handlers::new();
+        handlers.one(None, 5 * LIGHT);
+        assert!(!handlers.light.is_tried());
+        // Behind another, a fetch may have been in it: the next is timed alone, whatever its fetch takes.
+        let mut handlers = Handlers::new();
+        handlers.one(None, QUICK);
+        handlers.one(Some(QUICK), 5 * LIGHT);
+        assert!(handlers.light.is_tried());
+        handlers.one(Some(5 * LIGHT), QUICK);
+        assert!(handlers.light.is_tried());
+        handlers.one(Some(5 * LIGHT), QUICK);
+        assert!(handlers.light.is_tried(), "a fetch is not the handler's");
+        handlers.one(Some(QUICK), 5 * LIGHT);
+        assert!(!handlers.light.is_tried());
+    }
+
+    #[test]
+    fn what_is_long_for_a_fetch_is_the_handlers() {
+        let mut handlers = Handlers::new();
+        handlers.one(None, QUICK);
+        handlers.one(Some(2 * SURE), QUICK);
+        assert!(!handlers.light.is_tried());
     }
 }

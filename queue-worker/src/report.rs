@@ -9,13 +9,14 @@ use crate::counts::Counts;
 /// What a worker did in all, and how it ended. Returned from `main`, it is the program's exit code.
 ///
 /// ```no_run
+/// use queue_core::{Client, memory};
 /// use queue_worker::{Report, Worker, signal};
 /// # async fn work(_: queue_worker::Job) {}
-/// # async fn open() -> queue_core::Result<queue_core::Receiver> { unimplemented!() }
 ///
 /// #[tokio::main]
 /// async fn main() -> queue_core::Result<Report> {
-///     let orders = open().await?;
+///     let client = Client::connect_with("memory://", &[memory::DRIVER]).await?;
+///     let orders = client.receiver("orders").await?;
 ///     Ok(Worker::new(orders).until(signal()).serve(work).await)
 /// }
 /// ```
@@ -65,13 +66,17 @@ impl Report {
 }
 
 impl Termination for Report {
-    /// Success if it [is clean](Self::is_clean); else the report goes to the log.
+    /// Success if it [is clean](Self::is_clean); else the report goes to the log, and, as an error from `main` does, to stderr.
     fn report(self) -> ExitCode {
         if self.is_clean() {
             return ExitCode::SUCCESS;
         }
         for error in &self.errors {
             tracing::error!(%error, "the worker did not end well");
+            eprintln!("Error: {error}");
+        }
+        if self.unanswered > 0 {
+            eprintln!("Error: {} messages have no answer, and come again", self.unanswered);
         }
         tracing::error!(unanswered = self.unanswered, counts = ?self.counts, "the worker did not end well");
         ExitCode::FAILURE

@@ -23,6 +23,9 @@ type Key = Box<dyn for<'a> Fn(&'a Job) -> Option<&'a str> + Send>;
 /// A message that no handler is for goes to the [`fallback`](Self::fallback); without one it is a dead letter that says so.
 /// The future of a routed handler is boxed.
 ///
+/// Which handler a message is for is known when it is there, so all have to be ready before it is taken: one that is not holds up the
+/// others, and a limit that several share, such as a semaphore, needs room for all of them at once, or none ever begins.
+///
 /// ```
 /// # use queue_core::{Client, Message, memory};
 /// use queue_worker::{Job, Json, Router, Worker};

@@ -1,14 +1,14 @@
 //! A worker at work: receives, starts handlers, drains.
 
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::AssertUnwindSafe;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::{BoxFuture, Either};
+use futures::future::BoxFuture;
 use queue_core::{Delivery, Error, ErrorKind, Processing, Receiver, request};
 use tokio::sync::watch;
 use tokio::task::coop::consume_budget;
@@ -18,6 +18,7 @@ use tower_service::Service;
 
 use crate::control::Wish;
 use crate::failure::{BoxError, Failure};
+use crate::handling::{Handling, Rest};
 use crate::job::Job;
 use crate::light::Light;
 use crate::reply::IntoReply;
@@ -51,6 +52,19 @@ impl Drop for InHand {
             delivery.release();
         }
     }
+}
+
+/// Tells when the worker waits.
+async fn watched<F: Future>(future: F, light: &mut Light) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let polled = future.as_mut().poll(cx);
+        if polled.is_pending() {
+            light.waited();
+        }
+        polled
+    })
+    .await
 }
 
 /// Starts handlers.
@@ -115,21 +129,21 @@ impl Run {
     async fn work(&mut self, start: &mut impl Start) -> Option<Error> {
         loop {
             self.room().await;
-            match self.receiver.next().await {
-                Some(Ok(delivery)) if request::is_over(&delivery) => {
-                    tracing::debug!("nobody waits for the reply any more; the request is not worked on");
-                    self.shared.state.counters.expired.add();
-                    delivery.ack();
-                }
+            let next = watched(self.receiver.next(), &mut self.light).await;
+            match next {
+                Some(Ok(delivery)) if request::is_over(&delivery) => self.nobody_waits(delivery),
                 // It came for a handler that may not start now.
                 Some(Ok(delivery)) if !self.is_wanted() => {
                     self.shared.state.counters.released.add();
                     delivery.release();
                 }
-                Some(Ok(delivery)) => {
-                    let in_hand = InHand(Some(delivery));
-                    self.shared.passed().await;
-                    let Some(delivery) = in_hand.take() else { continue };
+                Some(Ok(mut delivery)) => {
+                    if self.shared.circuit.is_some() {
+                        let in_hand = InHand(Some(delivery));
+                        self.shared.passed().await;
+                        let Some(passed) = in_hand.take() else { continue };
+                        delivery = passed;
+                    }
                     if let Err(error) = start.start(self, delivery).await {
                         return Some(error);
                     }
@@ -138,6 +152,13 @@ impl Run {
                 None => return Some(Error::closed("receiver").with_operation("work")),
             }
         }
+    }
+
+    /// A request that came too late.
+    pub(crate) fn nobody_waits(&self, delivery: Delivery) {
+        tracing::debug!("nobody waits for the reply any more; the request is not worked on");
+        self.shared.state.counters.expired.add();
+        delivery.ack();
     }
 
     /// Whether handlers may start; looks closer only when something was said.
@@ -175,66 +196,17 @@ impl Run {
         T: Send + 'static,
         E: Into<BoxError>,
     {
-        let deadline = self.shared.deadline;
-        let place = Place::take(&self.shared);
-        let called = {
-            let _entered = processing.enter();
-            catch_unwind(AssertUnwindSafe(call))
-        };
-        let future = match called {
-            Ok(future) => Either::Left(AssertUnwindSafe(future).catch_unwind()),
-            // A function may panic before it has made a future.
-            Err(panic) => {
-                let mut panic = Some(panic);
-                Either::Right(poll_fn(move |_| panic.take().map_or(Poll::Pending, |panic| Poll::Ready(Err(panic)))))
-            }
-        };
-        // Dropped in this order: a message is answered, or given back, before its place is.
-        let ends = (finish, processing, place);
-        let task = async move {
-            let began = ends.2.began();
-            // What is left of the handler is gone before its message is answered.
-            let mut future = pin!(Some(future));
-            let ended = poll_fn(|cx| match future.as_mut().as_pin_mut() {
-                Some(future) if ends.1.is_observed() => {
-                    let _entered = ends.1.enter();
-                    future.poll(cx)
-                }
-                Some(future) => future.poll(cx),
-                None => Poll::Pending,
-            });
-            let mut result = match deadline {
-                None => ends.2.result(ended.await),
-                Some(deadline) => match timeout(deadline, ended).await {
-                    Ok(result) => ends.2.result(result),
-                    Err(_) => Err(Failure::temporary(format!("the handler took longer than {deadline:?}"))),
-                },
-            };
-            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| future.set(None))) {
-                result = Err(ends.2.panicked(&*panic));
-            }
-            let (finish, mut processing, place) = ends;
-            place.ended(began, &result);
-            // A policy may panic, or what the handler returned; the message counts as dropped then.
-            let mut finished = catch_unwind(AssertUnwindSafe(|| answer(&mut processing, finish, result)));
-            if let Ok(Some(rest)) = &mut finished {
-                finished = AssertUnwindSafe(processing.run(rest)).catch_unwind().await.map(|()| None);
-            }
-            match finished {
-                Ok(_) => processing.end(),
-                Err(panic) => drop(place.panicked(&*panic)),
-            }
-            drop(place);
-        };
+        let task = Handling::call(call, finish, processing, Place::take(&self.shared));
         if !self.light.is_tried() {
             return self.spawned(spawn(task));
         }
         let mut task = Box::pin(task);
-        let began = std::time::Instant::now();
+        let began = self.light.begin(std::time::Instant::now);
         if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
-            self.light.ended(began.elapsed());
+            self.light.ended(began, std::time::Instant::now());
+            drop(task);
             // A queue that is never empty lets other tasks run too.
-            consume_budget().await;
+            watched(consume_budget(), &mut self.light).await;
         } else {
             self.light.waits();
             self.spawned(spawn(task));
@@ -273,31 +245,6 @@ impl Run {
     }
 }
 
-/// What is left to do before a message is answered: somebody has to be replied to.
-pub(crate) type Rest = Option<BoxFuture<'static, ()>>;
-
-/// Answers for what a handler ended with, inside of its span.
-fn answer<T>(
-    processing: &mut Processing,
-    finish: impl FnOnce(Result<T, Failure>, &mut Processing) -> Rest,
-    result: Result<T, Failure>,
-) -> Rest {
-    if !processing.is_observed() {
-        return finish(result, processing);
-    }
-    let span = processing.span();
-    span.in_scope(|| finish(result, processing))
-}
-
-/// Tells what observes the work that it failed.
-pub(crate) fn note<T>(processing: &mut Processing, result: &Result<T, Failure>) {
-    if processing.is_observed()
-        && let Err(failure) = result
-    {
-        processing.failed(failure.kind().name(), failure);
-    }
-}
-
 /// One message at a time to a service.
 pub(crate) struct One<S>(pub(crate) S);
 
@@ -311,7 +258,7 @@ where
         let ready = poll_fn(|cx| self.0.poll_ready(cx).map_err(Into::into));
         let over = match AssertUnwindSafe(ready).catch_unwind().await {
             Ok(ready) => ready.err(),
-            Err(panic) => Some(run.shared.panicked(&*panic).into_error()),
+            Err(panic) => Some(run.shared.panicked(panic).into_error()),
         };
         if let Some(error) = over {
             return Err(Error::new(ErrorKind::Internal, "the handler takes no more messages")
@@ -319,10 +266,8 @@ where
                 .with_source(error));
         }
         let processing = run.receiver.processing(&job);
-        let finish = move |result: Result<S::Response, Failure>, processing: &mut Processing| {
-            note(processing, &result);
-            work.finish(result)
-        };
+        let finish =
+            move |result: Result<S::Response, Failure>, processing: &mut Processing| work.finish(result, processing);
         run.run(processing, || self.0.call(job), finish).await;
         Ok(())
     }

@@ -2,20 +2,21 @@
 
 use std::any::Any;
 use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures::FutureExt;
-use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use queue_core::{Answered, Delivery, Receiver, Ticket};
+use queue_core::{Answered, Delivery, Processing, Receiver, Ticket};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use crate::breaker::{Blame, Circuit, Pass};
 use crate::control::State;
-use crate::failure::{BoxError, Failure, FailureKind};
+use crate::failure::{Failure, FailureKind};
+use crate::handling::{Rest, note};
 use crate::job::Job;
 use crate::limit::Limit;
 use crate::reply::{Asker, IntoReply, Reply};
@@ -59,9 +60,13 @@ impl Shared {
         }
     }
 
-    pub(crate) fn panicked(&self, panic: &(dyn Any + Send)) -> Failure {
+    pub(crate) fn panicked(&self, panic: Box<dyn Any + Send>) -> Failure {
         self.state.counters.panicked.add();
-        let failure = Failure::panicked(panic);
+        let failure = Failure::panicked(&*panic);
+        // What a panic carries may panic when it is dropped; what that carries is left alone.
+        if let Err(another) = catch_unwind(AssertUnwindSafe(|| drop(panic))) {
+            std::mem::forget(another);
+        }
         tracing::error!(%failure, "the message is tried again");
         failure
     }
@@ -76,15 +81,18 @@ impl Place {
         Self(shared.clone())
     }
 
-    /// What a handler ended with; a panic is a failure like another.
-    pub(crate) fn result<T, E: Into<BoxError>>(&self, ended: std::thread::Result<Result<T, E>>) -> Result<T, Failure> {
-        match ended {
-            Ok(result) => result.map_err(|error| Failure::from_service(error.into())),
-            Err(panic) => Err(self.0.panicked(&*panic)),
-        }
+    /// How long the handler may take.
+    pub(crate) fn deadline(&self) -> Option<Duration> {
+        self.0.deadline
     }
 
-    pub(crate) fn panicked(&self, panic: &(dyn Any + Send)) -> Failure {
+    /// Of a handler that took longer.
+    pub(crate) fn late(&self) -> Failure {
+        let deadline = self.0.deadline.unwrap_or_default();
+        Failure::temporary(format!("the handler took longer than {deadline:?}"))
+    }
+
+    pub(crate) fn panicked(&self, panic: Box<dyn Any + Send>) -> Failure {
         self.0.panicked(panic)
     }
 
@@ -117,7 +125,7 @@ pub(crate) struct Work {
     /// Whoever waits for a reply.
     asker: Option<Box<Asker>>,
     /// What it comes to once whoever asks was told so, or when there is no more time for that.
-    decided: Option<(Failure, Next)>,
+    decided: Option<Box<(Failure, Next)>>,
     attempt: u32,
     is_last_attempt: bool,
     /// Of the breaker, until it is told how the try ended.
@@ -135,8 +143,9 @@ impl Work {
     }
 
     /// Answers by the handler's result; what is returned does so, where somebody has to be replied to before.
-    pub(crate) fn finish(mut self, result: Result<impl IntoReply, Failure>) -> Option<BoxFuture<'static, ()>> {
+    pub(crate) fn finish(mut self, result: Result<impl IntoReply, Failure>, processing: &mut Processing) -> Rest {
         let result = self.guarded(|_| result.and_then(IntoReply::into_reply));
+        note(processing, &result);
         let Some(asker) = self.asker.take() else {
             self.answer(result.map(drop));
             return None;
@@ -172,7 +181,7 @@ impl Work {
         };
         let (next, why) = self.guarded(|work| (work.decide(&failure), Asker::why(&failure)));
         let (is_permanent, is_final) = (failure.kind() == FailureKind::Permanent, next.is_final(self.is_last_attempt));
-        self.decided = Some((failure, next));
+        self.decided = Some(Box::new((failure, next)));
         if is_final {
             asker.tell(is_permanent, &why).await;
         }
@@ -189,7 +198,7 @@ impl Work {
             }
             Err(failure) => {
                 let next = self.guarded(|work| work.decide(&failure));
-                self.decided = Some((failure, next));
+                self.decided = Some(Box::new((failure, next)));
             }
         }
     }
@@ -265,7 +274,10 @@ impl Drop for Work {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             match self.decided.take() {
-                Some((failure, next)) => self.fail(ticket, failure, next),
+                Some(decided) => {
+                    let (failure, next) = *decided;
+                    self.fail(ticket, failure, next);
+                }
                 None => {
                     // Before the answer, by which somebody may look.
                     self.shared.state.counters.released.add();

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::{Outcome, broker};
 use queue_core::{Client, Message};
 use queue_worker::{Job, Worker};
@@ -24,8 +26,12 @@ async fn bare(client: Client) -> Outcome {
     Ok(())
 }
 
-async fn worker(client: Client) -> Outcome {
-    let worker = Worker::new(client.receiver("orders").await?).concurrency(64);
+/// With 64 handlers, of which each waits for something, or is done at once.
+async fn worked(client: Client, waits: bool, deadline: Option<Duration>) -> Outcome {
+    let mut worker = Worker::new(client.receiver("orders").await?).concurrency(64);
+    if let Some(deadline) = deadline {
+        worker = worker.deadline(deadline);
+    }
     let control = worker.control();
     let mut left = MESSAGES;
     let report = worker.serve(move |job: Job| {
@@ -35,7 +41,9 @@ async fn worker(client: Client) -> Outcome {
         }
         async move {
             assert_eq!(job.payload().len(), 16);
-            tokio::task::yield_now().await;
+            if waits {
+                tokio::task::yield_now().await;
+            }
         }
     });
     assert_eq!(report.await.counts.processed, u64::from(MESSAGES));
@@ -53,11 +61,25 @@ fn allocations(work: impl AsyncFnOnce(Client) -> Outcome) -> Outcome<f64> {
     Ok(counted.count_total as f64 / f64::from(MESSAGES))
 }
 
+/// How many more than a bare loop.
+fn more(waits: bool, deadline: Option<Duration>) -> Outcome<f64> {
+    Ok(allocations(async |client| worked(client, waits, deadline).await)? - allocations(bare)?)
+}
+
 #[test]
 fn a_message_costs_one_allocation() -> Outcome {
-    let (bare, worker) = (allocations(bare)?, allocations(worker)?);
-    let more = worker - bare;
-    assert!(more > 0.9, "nothing is measured: {worker} with the worker, {bare} without");
-    assert!(more < 1.05, "{worker} with the worker, {bare} without");
+    for waits in [false, true] {
+        let more = more(waits, None)?;
+        assert!((0.9..1.05).contains(&more), "{more} of a handler that waits: {waits}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_deadline_costs_one_more_once_a_handler_waits() -> Outcome {
+    let deadline = Some(Duration::from_secs(60));
+    let (done, waits) = (more(false, deadline)?, more(true, deadline)?);
+    assert!((0.9..1.05).contains(&done), "{done} of a handler that is done at once");
+    assert!((1.9..2.1).contains(&waits), "{waits} of a handler that waits");
     Ok(())
 }

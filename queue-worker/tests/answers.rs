@@ -9,8 +9,8 @@ use std::time::Duration;
 use common::{Outcome, Running, broker, only, reasons, receiver};
 use queue_core::{Message, dead_letter};
 use queue_worker::{
-    Backoff, Batches, BoxError, Breaker, Failure, IntoHandler, IntoReply, Job, Json, OrFail, Payload, Reply, Retry,
-    Router, Worker,
+    Backoff, BoxError, Breaker, Failure, IntoHandler, IntoReply, Job, Json, OrFail, Payload, Reply, Retry, Router,
+    Worker,
 };
 use tokio::time::Instant;
 use tower::limit::ConcurrencyLimit;
@@ -127,6 +127,21 @@ async fn a_handler_that_takes_too_long_is_dropped_and_its_message_tried_again() 
     });
     running.until(|counts| counts.processed == 1).await?;
     assert!(began.elapsed() >= SHORT, "{:?}", began.elapsed());
+    assert_eq!(running.stop().await?.counts.failed, 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_handler_that_is_never_out_of_work_ends_at_its_deadline_too() -> Outcome {
+    let client = broker().await?;
+    client.sender("orders").await?.send("x").await?;
+    let worker = Worker::new(client.receiver("orders").await?).deadline(Duration::from_millis(20));
+    let running = Running::start(worker, |job: Job| async move {
+        while job.attempt() == 1 {
+            tokio::task::consume_budget().await;
+        }
+    });
+    running.until(|counts| counts.processed == 1).await?;
     assert_eq!(running.stop().await?.counts.failed, 1);
     Ok(())
 }
@@ -308,8 +323,21 @@ async fn whatever_panics_takes_no_worker_down() -> Outcome {
             panic!("at the drop");
         }
     }
+    /// An error that may panic when it is made into one of a service.
+    enum Odd {
+        Plain(Failure),
+        Panics,
+    }
+    impl From<Odd> for BoxError {
+        fn from(odd: Odd) -> Self {
+            match odd {
+                Odd::Plain(failure) => failure.into(),
+                Odd::Panics => panic!("in the conversion"),
+            }
+        }
+    }
     let client = broker().await?;
-    client.sender("orders").await?.send_batch(["policy", "drop", "good"]).await?;
+    client.sender("orders").await?.send_batch(["policy", "drop", "error", "panic", "good"]).await?;
     let receiver = client.receiver("orders").max_deliveries(2).backoff(SHORT, SHORT).await?;
     let policy = |_: u32, failure: &Failure| match failure.to_string().as_str() {
         "policy" => panic!("in the policy"),
@@ -318,7 +346,9 @@ async fn whatever_panics_takes_no_worker_down() -> Outcome {
     let worker = Worker::new(receiver).retry(policy).deadline(SHORT);
     let running = Running::start(worker, |job: Job| async move {
         match job.text() {
-            Some("policy") => Err(Failure::temporary("policy")),
+            Some("policy") => Err(Odd::Plain(Failure::temporary("policy"))),
+            Some("error") => Err(Odd::Panics),
+            Some("panic") => std::panic::panic_any(AtDrop),
             Some("drop") => {
                 let _at_drop = AtDrop;
                 // Past the deadline, when it is dropped.
@@ -327,10 +357,10 @@ async fn whatever_panics_takes_no_worker_down() -> Outcome {
             _ => Ok(()),
         }
     });
-    running.until(|counts| counts.processed == 1 && counts.panicked == 4).await?;
-    let mut dead = dead_texts(&client).await?;
+    running.until(|counts| counts.processed == 1 && counts.panicked == 8).await?;
+    let mut dead = dead_texts(&client, 4).await?;
     dead.sort();
-    assert_eq!(dead, ["drop", "policy"]);
+    assert_eq!(dead, ["drop", "error", "panic", "policy"]);
     assert!(running.stop().await?.is_clean());
     Ok(())
 }
@@ -366,10 +396,10 @@ async fn a_reply_that_panics_in_the_try_of_a_breaker_stops_nobody() -> Outcome {
 }
 
 /// The texts of two dead letters.
-async fn dead_texts(client: &queue_core::Client) -> Outcome<Vec<String>> {
+async fn dead_texts(client: &queue_core::Client, count: usize) -> Outcome<Vec<String>> {
     let mut dead = receiver(client, "orders-dlq").await?;
     let mut texts = Vec::new();
-    for _ in 0..2 {
+    for _ in 0..count {
         let letter = dead.receive().await?;
         texts.push(letter.text().unwrap_or_default().to_owned());
         letter.ack();
@@ -459,58 +489,5 @@ async fn a_router_finds_the_handler_and_says_when_there_is_none() -> Outcome {
     assert_eq!(total.load(Ordering::Relaxed), 105);
     let reasons = reasons(&client, 2).await?;
     assert_eq!(reasons, [r#"no handler is for "divide""#, "the message does not say which handler it is for"]);
-    Ok(())
-}
-
-#[tokio::test(start_paused = true)]
-async fn each_message_of_a_batch_has_its_own_answer() -> Outcome {
-    let client = broker().await?;
-    client.sender("orders").await?.send_batch(["ok", "again", "never", "ok", "forgotten"]).await?;
-    let worker = Worker::new(client.receiver("orders").await?);
-    let control = worker.control();
-    let sizes = Arc::new(parking_lot::Mutex::new(Vec::new()));
-    let seen = sizes.clone();
-    let handler = move |batch: Vec<Job>| {
-        seen.lock().push(batch.len());
-        async move {
-            let told = batch.iter().filter(|job| job.attempt() > 1 || job.text() != Some("forgotten"));
-            told.map(|job| match (job.text(), job.attempt()) {
-                (Some("again"), 1) => Err(Failure::temporary("once")),
-                (Some("never"), _) => Err(Failure::permanent("never")),
-                _ => Ok(()),
-            })
-            .collect::<Vec<_>>()
-        }
-    };
-    let batches = Batches::of(10).within(SHORT);
-    let running = Running::new(control, tokio::spawn(worker.serve_batches(batches, handler)));
-    running.until(|counts| counts.processed == 4).await?;
-    let report = running.stop().await?;
-    assert_eq!((report.counts.failed, report.counts.dead_lettered), (3, 1));
-    assert_eq!(sizes.lock()[0], 5);
-    let dead = only(&client, "orders-dlq").await?;
-    assert_eq!(dead.text(), Some("never"));
-    dead.ack();
-    Ok(())
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_batch_that_fails_or_panics_fails_whole() -> Outcome {
-    let client = broker().await?;
-    client.sender("orders").await?.send_batch(["a", "b", "c"]).await?;
-    let worker = Worker::new(client.receiver("orders").max_deliveries(2).await?);
-    let control = worker.control();
-    let mut calls = 0;
-    let handler = move |_: Vec<Job>| {
-        calls += 1;
-        assert!(calls > 1, "as the test wants it");
-        async { Err(Failure::temporary("no luck")) }
-    };
-    let running = Running::new(control, tokio::spawn(worker.serve_batches(Batches::of(10).within(SHORT), handler)));
-    running.until(|counts| counts.dead_lettered == 3).await?;
-    assert_eq!(running.stop().await?.counts.panicked, 1);
-    let dead = only(&client, "orders-dlq").await?;
-    assert_eq!(text(&dead, dead_letter::REASON), Some("no luck"));
-    dead.ack();
     Ok(())
 }

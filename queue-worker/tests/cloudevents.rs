@@ -179,7 +179,10 @@ fn binary(prefix: &'static str) -> Message {
 #[test]
 fn events_of_other_clients_are_read() {
     for prefix in ["ce_", "cloudEvents:", "cloudEvents_", "ce-", "CE_"] {
-        let event = read::<Structured>(&binary(prefix).header("other", "x")).unwrap();
+        let event = read::<Structured>(
+            &binary(prefix).header("other", "x").header(format!("{prefix}datacontenttype"), "text/plain"),
+        )
+        .unwrap();
         assert_eq!((event.id(), event.source(), event.ty()), ("id", "source", "type"), "{prefix}");
         assert_eq!((event.extensions().count(), event.data().unwrap().price), (0, 1.0));
     }
@@ -282,6 +285,8 @@ async fn what_cannot_be_an_event_is_not_sent() -> Result<()> {
         (event().extension("data", 1), "`data` is no name of an extension"),
         (event().extension("id", 1), "`id` is no name of an extension"),
         (event().time(early), "is no time as"),
+        (event().subject(""), "`subject` has no value"),
+        (event().data_schema(""), "`dataschema` has no value"),
     ];
     for (event, expected) in refused {
         for error in [whole.send(&event).await.unwrap_err(), parts.send(&event).await.unwrap_err()] {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use anyqueue::worker::{Batches, Failure, IntoReply, Job, Reply, Worker};
 use anyqueue::{Delivery, Message, Receiver, otel};
 use opentelemetry::trace::{SpanContext, SpanKind, Status, TraceContextExt};
 use tracing::{Instrument, Span};
@@ -167,7 +168,6 @@ pub(crate) async fn spans(of: &str) -> Outcome {
 }
 
 pub(crate) async fn batches(of: &str) -> Outcome {
-    use anyqueue::worker::{Batches, Job, Worker};
     let (client, name) = (connect(of).await?, queue("batches"));
     let sender = client.sender(name.as_str()).await?;
     let mut senders = Vec::new();
@@ -196,5 +196,35 @@ pub(crate) async fn batches(of: &str) -> Outcome {
     assert_eq!(linked, senders);
     assert!(!senders.contains(&process.span_context.trace_id()), "it is the child of neither");
     client.delete(name.as_str()).await?;
+    Ok(())
+}
+
+/// What no broker takes.
+struct Unsayable;
+
+impl IntoReply for Unsayable {
+    fn into_reply(self) -> Result<Reply, Failure> {
+        Err(Failure::permanent("there are no words for it"))
+    }
+}
+
+/// A handler that did its work, and whose reply cannot be made, has failed.
+pub(crate) async fn replies(of: &str) -> Outcome {
+    let (client, name) = (connect(of).await?, queue("replies"));
+    client.sender(name.as_str()).await?.send("x").await?;
+    let worker = Worker::new(client.receiver(name.as_str()).await?);
+    let control = worker.control();
+    let handler = move |_: Job| {
+        control.stop();
+        async { Unsayable }
+    };
+    let counts = tokio::time::timeout(WITHIN, worker.serve(handler)).await?.counts;
+    assert_eq!((counts.processed, counts.failed, counts.dead_lettered), (0, 1, 1));
+    let process = anywhere(&format!("process {name}")).await?;
+    assert_eq!(attribute(&process, "error.type").as_deref(), Some("permanent"));
+    assert_eq!(process.status, Status::error("there are no words for it"));
+    for queue in [name.clone(), format!("{name}-dlq")] {
+        client.delete(queue.as_str()).await?;
+    }
     Ok(())
 }

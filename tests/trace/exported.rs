@@ -12,7 +12,7 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use crate::Outcome;
 
 /// How long a span may take to be exported.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 static EXPORTER: OnceLock<InMemorySpanExporter> = OnceLock::new();
 

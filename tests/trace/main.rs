@@ -61,6 +61,11 @@ fn main() -> ExitCode {
             Box::new(|| block_on(carried::copies(of))),
         );
         case(format!("{name}/spans_say_what_the_conventions_ask"), vec![of], Box::new(|| block_on(carried::spans(of))));
+        case(
+            format!("{name}/a_reply_that_cannot_be_made_is_a_failure"),
+            vec![of],
+            Box::new(|| block_on(carried::replies(of))),
+        );
         case(format!("{name}/a_batch_has_links"), vec![of], Box::new(|| block_on(carried::batches(of))));
     }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()

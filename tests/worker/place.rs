@@ -113,6 +113,11 @@ impl Place {
         Ok(anyqueue::connect(&self.url).await?)
     }
 
+    /// Native options of a queue with priorities.
+    pub(crate) fn priorities(&self) -> &'static [(&'static str, &'static str)] {
+        if self.scheme == "amqp" { &[("x-queue-type", "classic"), ("x-max-priority", "9")] } else { &[] }
+    }
+
     /// A receiver in the order of keys. Opened before any sender: the queue may have to be made for it.
     pub(crate) fn in_order(&self, receiver: ReceiverBuilder) -> ReceiverBuilder {
         let receiver = receiver.ordering(Ordering::PerKey).lease(LEASE);

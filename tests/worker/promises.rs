@@ -1,6 +1,7 @@
 //! What brokers promise for answers, time and life, seen by handlers.
 
 use std::collections::{BTreeSet, HashSet};
+use std::panic::panic_any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,9 +10,9 @@ use anyqueue::{ErrorKind, Message, dead_letter};
 use parking_lot::Mutex;
 use tokio::time::{sleep, timeout};
 
-use crate::Outcome;
 use crate::place::{LEASE, Place, run};
 use crate::running::Running;
+use crate::{Outcome, WANTED};
 
 /// How long nothing has to come until nothing is expected.
 const QUIET: Duration = Duration::from_secs(2);
@@ -108,7 +109,7 @@ pub(crate) fn all_arrive(place: Arc<Place>) -> Outcome {
                 let number: u64 = job.text().unwrap_or_default().parse()?;
                 match (number % 10, job.attempt()) {
                     (3, 1) => return Err(Failure::temporary("once")),
-                    (7, 1) => panic!("once, as the test wants it"),
+                    (7, 1) => panic_any(WANTED),
                     _ => seen.lock().push(number),
                 }
                 Ok(())
@@ -176,6 +177,41 @@ pub(crate) fn expired(place: Arc<Place>) -> Outcome {
         running.until(|counts| counts.processed >= 1).await;
         running.stop().await?;
         assert_eq!(*seen.lock(), ["fresh"]);
+        Ok(())
+    })
+}
+
+/// What hurries is worked on first; where nothing can, nothing is sent.
+pub(crate) fn priority(place: Arc<Place>) -> Outcome {
+    run(async move {
+        let queue = place.queue("priority");
+        let client = place.client().await?;
+        let (mut sending, mut receiving) = (client.sender(&*queue), client.receiver(&*queue).prefetch(1));
+        for (name, value) in place.priorities() {
+            (sending, receiving) = (sending.native(*name, *value), receiving.native(*name, *value));
+        }
+        let sender = sending.await?;
+        for n in 0..8 {
+            let message = Message::new(n.to_string());
+            let sent = sender.send(if n < 4 { message } else { message.priority(9) }).await;
+            if n >= 4 && !sender.capabilities().priority {
+                assert_eq!(sent.unwrap_err().kind(), ErrorKind::Unsupported);
+                return Ok(());
+            }
+            sent?;
+        }
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let seeing = seen.clone();
+        let running = Running::start(Worker::new(receiving.await?).concurrency(1), move |job: Job| {
+            seeing.lock().push(job.text().unwrap_or_default().to_owned());
+            async {}
+        });
+        running.until(|counts| counts.processed == 8).await;
+        running.stop().await?;
+        let mut seen = seen.lock().clone();
+        assert_eq!(seen[..4], ["4", "5", "6", "7"], "{seen:?}");
+        seen.sort();
+        assert_eq!(seen, ["0", "1", "2", "3", "4", "5", "6", "7"]);
         Ok(())
     })
 }

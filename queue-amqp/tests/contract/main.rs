@@ -53,6 +53,7 @@ fn main() {
             sending::closing_waits_for_confirmations_and_is_idempotent,
             receiving::a_small_prefetch_is_kept_and_not_slow,
             receiving::a_flush_speaks_for_no_answer_given_after_it,
+            receiving::a_close_tells_nothing_of_an_earlier_connection,
             redrive::a_dead_letter_is_counted_once_when_the_connection_breaks,
             delays::a_delay_is_kept_to_the_step_of_the_ladder,
             delays::names_with_signs_of_routing_keys_reach_their_own_queue,

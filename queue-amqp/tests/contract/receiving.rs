@@ -174,3 +174,36 @@ pub(crate) async fn a_flush_speaks_for_no_answer_given_after_it(url: String) {
     until("the connection is back", async || broker.health().is_up()).await;
     broker.delete(&address).await.unwrap();
 }
+
+/// What was lost with a connection comes again on the next one: a close that comes later has nothing to tell of it, and waits for
+/// the answers that were given since.
+pub(crate) async fn a_close_tells_nothing_of_an_earlier_connection(url: String) {
+    let proxy = Proxy::start(&url).await;
+    let broker = connect(&proxy.url).await.unwrap();
+    let address = queue(&broker, "earlier").await;
+    send_all(&producer(&broker, &address).await, numbered(2)).await;
+    let receiver = consumer(&broker, &address).await;
+    let both = receive_count(&receiver, 2).await;
+    receiver.ack(&[both[0].token]);
+    proxy.cut();
+    until("the loss is seen", async || !broker.health().is_up()).await;
+    until("the connection is back", async || broker.health().is_up()).await;
+    for again in soon(receive(&receiver)).await.unwrap() {
+        assert!(receiver.ack(&[again.token]).stale.is_empty());
+    }
+    let report = receiver.close(Instant::now() + PATIENCE).await;
+    assert!(report.errors.is_empty(), "{report:?}");
+
+    // One that comes while the connection is away tells of it.
+    let receiver = consumer(&broker, &address).await;
+    send_all(&producer(&broker, &address).await, numbered(1)).await;
+    receiver.ack(&[receive_count(&receiver, 1).await[0].token]);
+    proxy.set(Back::Held);
+    proxy.cut();
+    until("the loss is seen", async || !broker.health().is_up()).await;
+    let report = receiver.close(Instant::now() + Duration::from_millis(200)).await;
+    assert_eq!(report.errors.first().map(|error| error.kind()), Some(ErrorKind::Connection), "{report:?}");
+    proxy.set(Back::After(Duration::ZERO));
+    until("the connection is back", async || broker.health().is_up()).await;
+    broker.delete(&address).await.unwrap();
+}

@@ -13,6 +13,8 @@ use crate::message::Message;
 /// What says where a message comes from; `tracestate` belongs to it.
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+/// Room for what carrying headers takes besides their own bytes: their types, or the library's note where there are many.
+const CARRIED: usize = 256;
 
 /// Headers as what a propagator reads.
 struct Carried<'a>(&'a Headers);
@@ -68,8 +70,8 @@ fn put(fields: &Fields, message: &mut Message, most_headers: usize, most_bytes: 
     let new: Vec<_> =
         fields.0.iter().filter(|(name, _)| !(is_said(name) || traced && name == TRACESTATE)).cloned().collect();
     let bytes: usize = new.iter().map(|(name, value)| name.len() + value.len()).sum();
-    // A message is never refused for what nobody has put on it.
-    if headers.len() + new.len() <= most_headers && message.size() + bytes <= most_bytes {
+    // A message is never refused for what nobody has put on it; what is escaped takes up to as much again.
+    if headers.len() + new.len() <= most_headers && message.size().saturating_add(2 * bytes + CARRIED) <= most_bytes {
         let headers = message.headers_mut();
         new.into_iter().for_each(|(name, value)| headers.append(name, value));
     }
@@ -143,5 +145,24 @@ impl Remote {
 
     pub(crate) fn attach(&self) -> Attached {
         self.0.clone().map(Context::attach)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_context_goes_along_where_there_is_room() {
+        let field = || Fields(vec![(TRACEPARENT.to_owned(), "x".repeat(55))]);
+        let put_into = |payload: usize, most_headers: usize, most_bytes: usize| {
+            let mut message = Message::new(vec![0; payload]).header("own", "1");
+            put(&field(), &mut message, most_headers, most_bytes);
+            message.headers().get(TRACEPARENT).is_some()
+        };
+        assert!(put_into(1000, usize::MAX, usize::MAX));
+        assert!(put_into(1000, 2, 1000 + 4 + 2 * 66 + CARRIED));
+        assert!(!put_into(1000, 1, usize::MAX), "there is no room for another header");
+        assert!(!put_into(1000, 2, 1000 + 4 + 2 * 66 + CARRIED - 1), "nor for as many bytes");
     }
 }

@@ -55,6 +55,8 @@ struct State {
     losses: u64,
     /// An answer that was refused, for the next flush.
     refused: Option<Error>,
+    /// What ends the receiver, once it has what came before.
+    failed: Option<Error>,
 }
 
 struct Held {
@@ -150,7 +152,7 @@ impl TestConsumer {
     }
 
     /// Hands over what arrived, as far as nothing goes wrong.
-    fn arrive(&self, got: Vec<Received>, into: &mut Vec<Received>) -> Result<()> {
+    fn arrive(&self, got: Vec<Received>, into: &mut Vec<Received>) {
         let mut got = got.into_iter();
         while let Some(item) = got.next() {
             match self.recorder.faults.next(Kind::Receive, &self.source.address) {
@@ -167,16 +169,16 @@ impl TestConsumer {
                 }
                 Some(Action::Fail(kind, outcome)) => {
                     self.give_back(std::iter::once(item).chain(got).map(|item| item.token));
-                    return Err(scripted(kind, "the receiver ended", outcome));
+                    self.state.lock().failed = Some(scripted(kind, "the receiver ended", outcome));
+                    return;
                 }
                 Some(Action::Disconnect(down)) => {
                     self.give_back(std::iter::once(item).chain(got).map(|item| item.token));
                     self.disconnect(down);
-                    return Ok(());
+                    return;
                 }
             }
         }
-        Ok(())
     }
 
     /// Hands over what is due, and tells how many are still on their way.
@@ -254,6 +256,9 @@ impl Consumer for TestConsumer {
         loop {
             self.poller.register(cx.waker());
             self.follow();
+            if let Some(error) = self.state.lock().failed.take() {
+                return Poll::Ready(Err(error));
+            }
             if let Some(until) = self.recorder.faults.down_until() {
                 if self.poll_until(until, cx) {
                     continue;
@@ -277,7 +282,7 @@ impl Consumer for TestConsumer {
                 Poll::Pending if late > 0 && self.poll_until_late(cx) => continue,
                 Poll::Pending => return Poll::Pending,
             }
-            self.arrive(got, into)?;
+            self.arrive(got, into);
             if into.len() > before {
                 return Poll::Ready(Ok(()));
             }

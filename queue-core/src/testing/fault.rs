@@ -30,9 +30,9 @@ use crate::event::{EventKind, Events, HealthState};
 /// While disconnected, sends fail as `NotSent`, nothing arrives, and what was unanswered is lost to its receiver. The sender
 /// and the receiver react as they do to a broker: with repeated sends, events and health.
 ///
-/// The first rule that applies to an operation is the one that counts. Each looks at the operations that it is about, in
-/// order, so that a program that does the same things meets the same faults; chance comes from a seed, which an assertion
-/// that fails shows.
+/// The first rule that applies to an operation is the one that counts. Each looks at all operations that it is about, in order, also
+/// at those that happen to another rule, so that a program that does the same things meets the same faults; chance comes from a
+/// seed, which an assertion that fails shows.
 ///
 /// ```
 /// use queue_core::{ErrorKind, Outcome, testing::TestClient};
@@ -62,6 +62,8 @@ struct Inner {
 struct Script {
     rules: Vec<Rule>,
     seed: u64,
+    /// Whether anything depends on the seed.
+    chance: bool,
     random: fastrand::Rng,
     down_until: Option<Instant>,
 }
@@ -71,6 +73,8 @@ pub(super) struct Rule {
     pub(super) address: Named,
     /// How often it is spared before.
     pub(super) skip: usize,
+    /// Whether it is about certain operations, such as the third, and no others in their place.
+    pub(super) counts: bool,
     /// How often it still happens.
     pub(super) left: usize,
     pub(super) chance: f64,
@@ -100,7 +104,8 @@ pub(super) enum Action {
 impl Faults {
     pub(super) fn new() -> Self {
         let seed = u64::from(fastrand::u32(..));
-        let script = Script { rules: Vec::new(), seed, random: fastrand::Rng::with_seed(seed), down_until: None };
+        let random = fastrand::Rng::with_seed(seed);
+        let script = Script { rules: Vec::new(), seed, chance: false, random, down_until: None };
         Self(Arc::new(Inner { script: Mutex::new(script), losses: AtomicU64::new(0), pollers: Mutex::default() }))
     }
 
@@ -126,19 +131,21 @@ impl Faults {
         script.random = fastrand::Rng::with_seed(seed);
     }
 
-    /// Ends every rule. A connection that is down comes back when it was to.
+    /// Ends every rule; the seed is still told. A connection that is down comes back when it was to.
     pub fn clear(&self) {
         self.0.script.lock().rules.clear();
     }
 
     pub(super) fn add(&self, rule: Rule) {
-        self.0.script.lock().rules.push(rule);
+        let mut script = self.0.script.lock();
+        script.chance |= rule.chance < 1.0;
+        script.rules.push(rule);
     }
 
     /// The seed, where anything depends on it.
     pub(super) fn seed_in_use(&self) -> Option<u64> {
         let script = self.0.script.lock();
-        script.rules.iter().any(|rule| rule.chance < 1.0).then_some(script.seed)
+        script.chance.then_some(script.seed)
     }
 
     /// What happens to this operation.
@@ -146,13 +153,14 @@ impl Faults {
         let mut script = self.0.script.lock();
         let Script { rules, random, .. } = &mut *script;
         let about = rules.iter_mut().filter(|rule| rule.operation == operation && rule.address.is(address));
-        let mut first = None;
-        for rule in about {
-            if first.is_none() && rule.applies(random) {
-                first = Some(rule.action);
+        let mut first: Option<&mut Rule> = None;
+        for rule in about.filter_map(|rule| rule.looks(random).then_some(rule)) {
+            match first {
+                None => first = Some(rule),
+                Some(_) => rule.missed(),
             }
         }
-        first
+        first.map(|rule| rule.happens())
     }
 
     /// Until when the connection is down, if it is.
@@ -193,17 +201,25 @@ impl Faults {
 }
 
 impl Rule {
-    fn applies(&mut self, random: &mut fastrand::Rng) -> bool {
+    /// Looks at an operation that it is about; whether it applies.
+    fn looks(&mut self, random: &mut fastrand::Rng) -> bool {
         if self.left == 0 || (self.chance < 1.0 && random.f64() >= self.chance) {
             return false;
         }
-        if self.skip > 0 {
-            self.skip -= 1;
-            return false;
-        }
+        let spared = self.skip > 0;
+        self.skip = self.skip.saturating_sub(1);
+        !spared
+    }
+
+    /// It applied, and another rule comes first.
+    fn missed(&mut self) {
+        self.left -= usize::from(self.counts);
+    }
+
+    fn happens(&mut self) -> Action {
         self.left -= 1;
         self.count.fetch_add(1, Ordering::AcqRel);
-        true
+        self.action
     }
 }
 

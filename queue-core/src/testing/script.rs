@@ -41,6 +41,7 @@ pub struct Fault<'a, O> {
     operation: Kind,
     address: Named,
     skip: usize,
+    counts: bool,
     times: usize,
     chance: f64,
     of: PhantomData<fn() -> O>,
@@ -49,12 +50,13 @@ pub struct Fault<'a, O> {
 impl<'a, O: Operation> Fault<'a, O> {
     pub(super) fn new(faults: &'a Faults, operation: Kind, address: &str) -> Self {
         let address = Named::new(address);
-        Self { faults, operation, address, skip: 0, times: usize::MAX, chance: 1.0, of: PhantomData }
+        Self { faults, operation, address, skip: 0, counts: false, times: usize::MAX, chance: 1.0, of: PhantomData }
     }
 
-    /// Only the n-th time, counted from 1, from now on.
+    /// Only the n-th time, counted from 1, from now on. If another rule counts then, it does not happen.
     pub fn nth(mut self, n: usize) -> Self {
         self.skip = n.saturating_sub(1);
+        self.counts = true;
         self.times = 1;
         self
     }
@@ -93,6 +95,7 @@ impl<'a, O: Operation> Fault<'a, O> {
             operation: self.operation,
             address: self.address,
             skip: self.skip,
+            counts: self.counts,
             left: self.times,
             chance: self.chance,
             action,

@@ -13,7 +13,7 @@ use crate::event::{Event, described, event};
 use crate::{client, python};
 
 /// Longest wait for an event.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 async fn seen<C: Encode<Event>>() -> Value {
     let (client, queue) = (client().await, fresh_name());

@@ -5,7 +5,7 @@ import time
 
 from kafka import KafkaProducer, TopicPartition
 
-from records import consumer, servers
+from records import PATIENCE, consumer, servers
 
 
 def main():
@@ -16,10 +16,10 @@ def main():
     reader.assign(partitions)
     reader.seek_to_beginning(*partitions)
     producer = KafkaProducer(bootstrap_servers=servers(url))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while left > 0:
         if time.monotonic() > deadline:
-            sys.exit(f"{left} to go after 20 s")
+            sys.exit(f"{left} to go after {PATIENCE} s")
         for records in reader.poll(timeout_ms=500, max_records=left).values():
             for record in records:
                 producer.send(target, record.value, record.key, record.headers, timestamp_ms=record.timestamp).get(20)

@@ -10,7 +10,7 @@ import time
 
 from kafka import OffsetAndMetadata, TopicPartition
 
-from records import consumer, describe
+from records import PATIENCE, consumer, describe
 
 
 def main():
@@ -18,10 +18,10 @@ def main():
     member = consumer(url, group_id=group)
     member.subscribe([topic])
     left, positions = int(count), {}
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while left > 0:
         if time.monotonic() > deadline:
-            sys.exit(f"{left} to go after 30 s")
+            sys.exit(f"{left} to go after {PATIENCE} s")
         for records in member.poll(timeout_ms=500, max_records=left).values():
             for record in records:
                 print(json.dumps(describe(record)))

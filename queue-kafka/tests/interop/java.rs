@@ -13,7 +13,7 @@ use crate::common::{Rig, in_secs, numbered, receive, text, url};
 use crate::members::work;
 use crate::partitions::{PARTITIONS, partitions};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 const PRODUCER: &str = "org.apache.kafka.tools.ConsoleProducer";
 const CONSUMER: &str = "org.apache.kafka.tools.consumer.ConsoleConsumer";
 

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::common::url;
 
 /// Longest wait for a program, or a line of one.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Made at the first call; fails the test where there is no Python.
 fn interpreter() -> &'static Path {

@@ -9,10 +9,7 @@ import time
 
 from kafka import TopicPartition
 
-from records import consumer, describe
-
-# Seconds; less than the test waits.
-PATIENCE = 50
+from records import PATIENCE, consumer, describe
 
 
 def main():

@@ -5,6 +5,9 @@ from urllib.parse import urlsplit
 from kafka import KafkaConsumer
 from kafka.record.default_records import DefaultRecordBatchBuilder
 
+# Seconds that a program waits for what has to come; less than its test waits.
+PATIENCE = 200
+
 
 def servers(url):
     return urlsplit(url).netloc.split(",")

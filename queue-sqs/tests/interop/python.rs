@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use crate::support::url;
 
 /// Longest wait for a program.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Made at the first call; fails the test where there is no Python.
 async fn interpreter() -> &'static Path {

@@ -5,6 +5,9 @@ from urllib.parse import parse_qs, urlsplit
 import boto3
 from botocore.config import Config
 
+# Seconds that a program waits for what has to come; less than its test waits.
+PATIENCE = 200
+
 
 def connect(url):
     """A client for a URL of the library."""

@@ -8,7 +8,7 @@ import sys
 import time
 
 import note
-from queues import connect, show
+from queues import PATIENCE, connect, show
 
 
 def main():
@@ -16,7 +16,7 @@ def main():
     left = int(count)
     client = connect(url)
     queue = client.get_queue_url(QueueName=name)["QueueUrl"]
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while left:
         if time.monotonic() > end:
             sys.exit(f"{left} messages are missing")

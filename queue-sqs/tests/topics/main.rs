@@ -17,7 +17,7 @@ use endpoint::Endpoint;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Outcome = Result<(), Failure>;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(240);
 const ACCOUNT: &str = "000000000000";
 
 async fn connect(endpoint: &Endpoint) -> Result<Client, Failure> {

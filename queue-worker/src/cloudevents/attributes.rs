@@ -88,6 +88,11 @@ impl Attributes {
             }
             all.push((name, value.clone().into()));
         }
+        for (name, value) in [("subject", &self.subject), ("dataschema", &self.data_schema)] {
+            if value.as_ref().is_some_and(String::is_empty) {
+                return Err(EventError::Value(name.to_owned()));
+            }
+        }
         all.extend(self.subject.clone().map(|subject| ("subject", subject.into())));
         all.extend(self.time.map(time::format).transpose()?.map(|time| ("time", time.into())));
         all.extend(self.data_schema.clone().map(|schema| ("dataschema", schema.into())));

@@ -89,7 +89,8 @@ pub(super) fn read<T, C: Decode<T>>(
 ) -> Result<CloudEvent<T>, EventError> {
     let mut found = BTreeMap::new();
     for (header, value) in message.headers().iter() {
-        if let Some(name) = attribute(header) {
+        // What the data are, the content type of the message says.
+        if let Some(name) = attribute(header).filter(|name| name != "datacontenttype") {
             let value = read_value(&name, value).ok_or_else(|| EventError::Value(name.clone()))?;
             found.entry(name).or_insert(value);
         }
