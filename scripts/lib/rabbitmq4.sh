@@ -64,7 +64,9 @@ rabbitmq4_download() {
     "$apt/var/lib/apt/lists/partial" "$apt/var/cache/apt/archives/partial" || return
   : >"$apt/var/lib/dpkg/status"
   echo "deb [signed-by=$keys] $mirror $rabbitmq4_suite main" >"$apt/etc/apt/sources.list"
-  local get=(apt-get -q -y -o "Dir=$apt" -o "Dir::State::status=$apt/var/lib/dpkg/status"
+  # What the machine's apt does after an update is not for this one: in containers it removes what an apt beside it installs.
+  echo '#clear APT::Update::Post-Invoke; #clear APT::Update::Post-Invoke-Success;' >"$apt/own.conf"
+  local get=(apt-get -q -y -c "$apt/own.conf" -o "Dir=$apt" -o "Dir::State::status=$apt/var/lib/dpkg/status"
     -o Dir::Bin::Methods=/usr/lib/apt/methods -o Acquire::Languages=none -o APT::Sandbox::User=)
   {
     "${get[@]}" update &&
