@@ -75,7 +75,8 @@ pub struct KafkaConfig {
     pub client_id: String,
     /// Partitions of a topic that is created and does not say itself. Default: 12.
     pub partitions: NonZeroU32,
-    /// How long a question to the broker may take: metadata, topology, flush. Default: 10 s.
+    /// How long a question to the broker may take: metadata, topology, flush. Default: 10 s. A topic that was made or deleted
+    /// may take three times that until all of it shows.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,
     /// How long an acknowledgement may wait until its offset is committed. Default: 200 ms.

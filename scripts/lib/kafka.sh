@@ -53,8 +53,8 @@ kafka_voters() {
   echo "${voters#,}"
 }
 
-# After a crash a node waits until the session of its former life has timed out, which by
-# default takes nine seconds. A shorter one would fence a broker on a busy machine.
+# After a crash a node waits until the session of its former life has timed out. A busy machine may stop a node for
+# longer than it lasts: then the node loses what it leads, and has to take it all again.
 kafka_config() {
   local name=$1 peer peers copies=1 least=1 controllers=''
   peers=$(cluster_of "$name")
@@ -85,7 +85,7 @@ group.consumer.heartbeat.interval.ms=500
 group.consumer.min.heartbeat.interval.ms=500
 group.consumer.session.timeout.ms=10000
 group.consumer.min.session.timeout.ms=6000
-broker.session.timeout.ms=3000
+broker.session.timeout.ms=$ANYQUEUE_KAFKA_SESSION
 broker.heartbeat.interval.ms=500
 auto.create.topics.enable=false
 CONF
@@ -112,15 +112,16 @@ kafka_java() {
 }
 
 kafka_launch() {
-  local name=$1 dir machine=(-Xmx512m)
+  local name=$1 dir machine=(-Xmx1g)
   dir=$(dir_of "$name")
   # Those of a cluster are to start quickly, three on a small machine.
   if [[ $(cluster_of "$name") ]]; then machine=(-Xmx256m -XX:TieredStopAtLevel=1 -XX:+UseSerialGC); fi
-  # The one line at level info is the one that tells that the broker is unfenced.
+  # At level info are the line that tells that the broker is ready, and those about brokers that are fenced.
   spawn "$name" "$dir/broker.log" java "${machine[@]}" "$(mark_of "$name")" \
     -Dorg.slf4j.simpleLogger.defaultLogLevel=warn \
     -Dorg.slf4j.simpleLogger.showDateTime=true \
     -Dorg.slf4j.simpleLogger.log.kafka.server.KafkaRaftServer=info \
+    -Dorg.slf4j.simpleLogger.log.org.apache.kafka.controller.ClusterControlManager=info \
     -cp "$kafka_jars/*${ANYQUEUE_KAFKA_EXTRA:+:$ANYQUEUE_KAFKA_EXTRA}" kafka.Kafka "$dir/server.properties"
 }
 
