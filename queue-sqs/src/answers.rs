@@ -138,6 +138,8 @@ pub(crate) struct Outbox {
     /// Answers below this number go at once.
     urgent: u64,
     refused: Option<Error>,
+    /// Set while the task waits for answers: until when, where it looks again by itself.
+    asleep: Option<Option<Instant>>,
 }
 
 impl Outbox {
@@ -181,8 +183,21 @@ impl Outbox {
         self.refused.take()
     }
 
-    /// A batch that is ready to go; else when to look again.
+    /// Whether the task is to be woken for what there is now: to wake it costs as much as an answer.
+    pub(crate) fn wakes(&mut self) -> bool {
+        let Some(until) = self.asleep else { return false };
+        let mut queues =
+            [&self.deletes, &self.changes].into_iter().filter_map(|queue| Some((queue.len(), queue.front()?)));
+        let wakes = queues.any(|(count, first)| count >= MAX_ENTRIES || until.is_none_or(|until| first.due < until));
+        if wakes {
+            self.asleep = None;
+        }
+        wakes
+    }
+
+    /// A batch that is ready to go; else when to look again, unless woken.
     fn cut(&mut self) -> Result<Vec<Outgoing>, Option<Instant>> {
+        self.asleep = None;
         let now = Instant::now();
         let (ready, later) = std::mem::take(&mut self.later).into_iter().partition(|a| a.due <= now);
         self.later = later;
@@ -217,7 +232,9 @@ impl Outbox {
         }
         // What is due and still here waits for an answer under way, which wakes the task.
         let fronts = self.deletes.front().into_iter().chain(self.changes.front()).map(|a| a.due);
-        Err(fronts.filter(|due| *due > now).chain(self.later.iter().map(|a| a.due)).min())
+        let next = fronts.filter(|due| *due > now).chain(self.later.iter().map(|a| a.due)).min();
+        self.asleep = Some(next);
+        Err(next)
     }
 }
 
@@ -288,8 +305,8 @@ async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
             events.extend(state.settled(answer, outcome, started, ended));
         }
     }
+    // The task itself waits for this to end.
     shared.settled.notify_waiters();
-    shared.answers.notify_one();
     for error in events {
         shared.events.emit(EventKind::AnswerFailed, &shared.name, Some(error.with_context("address", &shared.name)));
     }

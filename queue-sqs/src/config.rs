@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_config::SdkConfig;
 use aws_sdk_sqs::Client;
-use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region};
+use aws_sdk_sqs::config::{BehaviorVersion, Credentials, Region, StalledStreamProtectionConfig};
 use aws_smithy_types::retry::RetryConfig;
 use aws_smithy_types::timeout::TimeoutConfig;
 use queue_core::{Endpoint, Error, ErrorKind, Result, Secret};
@@ -232,6 +232,11 @@ pub(crate) fn timeouts(attempt: Duration, whole: Duration) -> TimeoutConfig {
         .build()
 }
 
+/// What a request may take that is tried once: one timer is enough.
+fn timeout_of_one(whole: Duration) -> TimeoutConfig {
+    TimeoutConfig::builder().connect_timeout(CONNECT.min(whole)).operation_timeout(whole).build()
+}
+
 /// One client per kind of request: they differ in how long a request may take and who repeats it.
 #[derive(Debug, Clone)]
 pub(crate) struct Clients {
@@ -245,16 +250,20 @@ pub(crate) struct Clients {
 
 impl Clients {
     pub(crate) fn new(client: &Client, config: &SqsConfig) -> Self {
-        let base = || client.config().to_builder();
+        // No answer is a stream: what stalls is over with its request's time, and to watch each body costs CPU.
+        let base = || {
+            let config = client.config().to_builder();
+            config.stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+        };
         let request = config.request_timeout;
         let poll = config.wait_time + POLL_GRACE;
         Self {
             admin: Client::from_conf(base().timeout_config(timeouts(request, 2 * request)).build()),
             once: Client::from_conf(
-                base().retry_config(RetryConfig::disabled()).timeout_config(timeouts(request, request)).build(),
+                base().retry_config(RetryConfig::disabled()).timeout_config(timeout_of_one(request)).build(),
             ),
             poll: Client::from_conf(
-                base().retry_config(RetryConfig::disabled()).timeout_config(timeouts(poll, poll)).build(),
+                base().retry_config(RetryConfig::disabled()).timeout_config(timeout_of_one(poll)).build(),
             ),
         }
     }

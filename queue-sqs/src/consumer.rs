@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use queue_core::{
     AckReport, AckToken, Answer, Capabilities, CloseReport, Consumer, ConsumerOptions, Error, ErrorKind, Events,
     Message, Outcome, Position, Producer, Received, Result, Settled, Undecodable,
@@ -78,6 +78,8 @@ pub(crate) struct State {
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
     pub(crate) polls_ended: bool,
+    /// Whether the task that polls waits for room.
+    pub(crate) polls_wait: bool,
     /// Set when no answers are taken any more: until when those on their way are repeated.
     pub(crate) closed: Option<Instant>,
     /// What ended the receiver for good.
@@ -140,6 +142,20 @@ impl SqsConsumer {
 }
 
 impl Shared {
+    /// Wakes those tasks that have something to do now.
+    pub(crate) fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let answers = state.outbox.wakes();
+        let polls = state.polls_wait && state.next_poll(self) > 0;
+        state.polls_wait &= !polls;
+        drop(state);
+        if answers {
+            self.answers.notify_one();
+        }
+        if polls {
+            self.polls.notify_one();
+        }
+    }
+
     /// Stops fetching and gives back what is buffered; says how much.
     fn begin_stop(&self) -> usize {
         let mut state = self.state.lock();
@@ -226,12 +242,8 @@ impl Consumer for SqsConsumer {
                 position: buffered.position,
             });
         }
-        let drained = state.buffer.is_empty();
         if into.len() > before {
-            drop(state);
-            if drained {
-                self.shared.polls.notify_one();
-            }
+            self.shared.wake(state);
             return Poll::Ready(Ok(()));
         }
         if let Some(error) = &state.over {
@@ -258,9 +270,7 @@ impl Consumer for SqsConsumer {
                 None => report.stale.push(index),
             }
         }
-        drop(state);
-        self.shared.answers.notify_one();
-        self.shared.polls.notify_one();
+        self.shared.wake(state);
         report
     }
 
@@ -289,10 +299,8 @@ impl Consumer for SqsConsumer {
                 _ => place.refuse(Error::unsupported("SQS knows no such answer").with_operation("settle")),
             }
         }
-        drop(state);
+        self.shared.wake(state);
         drop(report);
-        self.shared.answers.notify_one();
-        self.shared.polls.notify_one();
         settled.pending = Some(pending(outcome));
         settled
     }

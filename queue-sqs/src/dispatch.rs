@@ -117,7 +117,14 @@ impl Driver {
                 return self.abandon();
             }
             self.start();
-            let closed = self.shared.inbox.lock().closed;
+            let closed = {
+                let mut inbox = self.shared.inbox.lock();
+                inbox.awaited = self.has_use();
+                if inbox.awaited && !inbox.items.is_empty() {
+                    continue;
+                }
+                inbox.closed
+            };
             if closed && self.is_idle() {
                 return;
             }
@@ -129,6 +136,11 @@ impl Driver {
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
         }
+    }
+
+    /// Whether messages that come now could go: else a request under way, or the end of a pause, looks for them.
+    fn has_use(&self) -> bool {
+        self.requests.len() < self.shared.max_requests && self.resume.is_none()
     }
 
     fn is_idle(&self) -> bool {

@@ -98,9 +98,7 @@ impl Shared {
         if let Some(lease) = state.leases.take(token) {
             state.outbox.push(token, lease.receipt, verb, lease.expires, self.linger, None);
         }
-        drop(state);
-        self.answers.notify_one();
-        self.polls.notify_one();
+        self.wake(state);
     }
 
     /// Waits until nothing is being sent on.

@@ -55,7 +55,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         if resume.is_none_or(|at| at <= Instant::now()) {
             resume = None;
             while polls.len() < target {
-                let Some(reserved) = reserve(&shared, polls.len()) else { break };
+                let Some(reserved) = reserve(&shared) else { break };
                 polls.spawn(poll(reserved));
             }
         }
@@ -106,7 +106,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 }
 
 /// Reserves room for the next poll, if one is due.
-fn reserve(shared: &Arc<Shared>, running: usize) -> Option<Reserved> {
+fn reserve(shared: &Arc<Shared>) -> Option<Reserved> {
     if shared.link.is_down() {
         return None;
     }
@@ -115,14 +115,9 @@ fn reserve(shared: &Arc<Shared>, running: usize) -> Option<Reserved> {
         return None;
     }
     state.leases.sweep();
-    if state.leases.bytes() >= shared.prefetch_bytes {
-        return None;
-    }
-    let room = shared.prefetch.saturating_sub(state.leases.len() + state.reserved);
-    let count = room.min(MAX_MESSAGES);
-    // A request costs the same for one message as for ten: a short one goes only when nothing else is at hand.
-    let whole = count == MAX_MESSAGES.min(shared.prefetch);
-    if count == 0 || !(whole || (running == 0 && state.buffer.is_empty())) {
+    let count = state.next_poll(shared);
+    state.polls_wait = count == 0;
+    if count == 0 {
         return None;
     }
     state.reserved += count;
@@ -178,7 +173,7 @@ impl Shared {
             state.release_buffered(self.linger);
         }
         let waker = state.waker.take();
-        drop(state);
+        self.wake(state);
         // Only now: the messages have taken the place of the reservation.
         drop(reserved);
         for (token, message, due) in early {
@@ -187,7 +182,6 @@ impl Shared {
         if let Some(waker) = waker {
             waker.wake();
         }
-        self.answers.notify_one();
         count
     }
 
@@ -209,8 +203,7 @@ impl Shared {
         for token in state.leases.begin_extending(Instant::now() + self.lease / 2) {
             state.extend(token, self.lease, self.linger, None);
         }
-        drop(state);
-        self.answers.notify_one();
+        self.wake(state);
     }
 
     fn polls_ended(&self) {
@@ -220,6 +213,19 @@ impl Shared {
 }
 
 impl State {
+    /// How many messages a poll that starts now asks for; none while there is no room for one, or nobody wants more.
+    pub(crate) fn next_poll(&self, shared: &Shared) -> usize {
+        if self.leases.bytes() >= shared.prefetch_bytes {
+            return 0;
+        }
+        let room = shared.prefetch.saturating_sub(self.leases.len() + self.reserved);
+        let count = room.min(MAX_MESSAGES);
+        // A request costs the same for one message as for ten: a short one goes only when nothing else is at hand.
+        let whole = count == MAX_MESSAGES.min(shared.prefetch);
+        let alone = self.reserved == 0 && self.buffer.is_empty();
+        if whole || alone { count } else { 0 }
+    }
+
     /// Gives back what was fetched and not handed out; says how many.
     pub(crate) fn release_buffered(&mut self, linger: Duration) -> usize {
         let buffer = std::mem::take(&mut self.buffer);

@@ -62,6 +62,8 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Inbox {
     pub(crate) closed: bool,
+    /// Whether the task is to be woken for messages: to wake it costs as much as a message.
+    pub(crate) awaited: bool,
     pub(crate) items: VecDeque<Item>,
 }
 
@@ -206,8 +208,11 @@ impl Producer for SqsProducer {
             let verdict = Verdict { done: done.clone(), index, given: false, shared: self.shared.clone() };
             Item { to: self.shared.to.clone(), message, verdict, expires, unsure: false, tries: 0 }
         }));
+        let awaited = std::mem::take(&mut inbox.awaited);
         drop(inbox);
-        self.shared.wake.notify_one();
+        if awaited {
+            self.shared.wake.notify_one();
+        }
     }
 
     async fn close(&self, deadline: Instant) -> CloseReport {
