@@ -1,5 +1,7 @@
 //! The same work through the public handles.
 
+use std::sync::Arc;
+
 use futures::stream::{FuturesUnordered, StreamExt};
 use queue_core::{Client, Declare, Message, Sender};
 use queue_sqs::DRIVER;
@@ -53,13 +55,15 @@ async fn batches(run: &Run, sender: &Sender, payload: &str) -> Outcome {
 
 async fn tasks(run: &Run, sender: &Sender, payload: &str) -> Outcome {
     let count = run.messages / TASKS;
+    // Both sides copy each message from the same place.
+    let payload: Arc<str> = payload.into();
     let meter = Meter::start();
     let tasks: Vec<_> = (0..TASKS)
         .map(|_| {
-            let (sender, payload) = (sender.clone(), payload.to_owned());
+            let (sender, payload) = (sender.clone(), payload.clone());
             tokio::spawn(async move {
                 for _ in 0..count {
-                    sender.send(Message::new(payload.clone())).await.unwrap();
+                    sender.send(Message::new(payload.to_string())).await.unwrap();
                 }
             })
         })
