@@ -420,3 +420,39 @@ impl crate::consumer::State {
         event
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LINGER: Duration = Duration::from_millis(5);
+
+    fn push(outbox: &mut Outbox, verb: Verb, linger: Duration) {
+        let (token, ends) = (AckToken(outbox.next, 0), Instant::now() + Duration::from_secs(30));
+        outbox.push(token, "receipt".to_owned(), verb, ends, linger, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_task_is_woken_for_what_it_can_do_and_for_nothing_else() {
+        let mut outbox = Outbox::default();
+        push(&mut outbox, Verb::Delete, LINGER);
+        assert!(!outbox.wakes(), "it is not asleep, and looks before it sleeps");
+        assert_eq!(outbox.cut().unwrap_err(), Some(Instant::now() + LINGER));
+        tokio::time::advance(LINGER / 2).await;
+        for _ in 2..MAX_ENTRIES {
+            push(&mut outbox, Verb::Delete, LINGER);
+            assert!(!outbox.wakes(), "it looks again by itself before this one is due");
+        }
+        push(&mut outbox, Verb::Delete, LINGER);
+        assert!(outbox.wakes(), "a request is full");
+        assert!(!outbox.wakes(), "it was woken");
+        assert_eq!(outbox.cut().unwrap().len(), MAX_ENTRIES);
+        assert_eq!(outbox.cut().unwrap_err(), None);
+        push(&mut outbox, Verb::Extend(LINGER), LINGER);
+        assert!(outbox.wakes(), "it sleeps until it is woken");
+        assert_eq!(outbox.cut().unwrap_err(), Some(Instant::now() + LINGER));
+        push(&mut outbox, Verb::Delete, Duration::ZERO);
+        assert!(outbox.wakes(), "this one is due before it looks again");
+        assert_eq!(outbox.cut().unwrap().len(), 1);
+    }
+}
