@@ -304,6 +304,8 @@ async fn send(shared: Arc<Shared>, batch: Vec<Outgoing>) {
         for (answer, outcome) in over {
             events.extend(state.settled(answer, outcome, started, ended));
         }
+        // A lease that turned out to be lost makes room.
+        shared.wake(state);
     }
     // The task itself waits for this to end.
     shared.settled.notify_waiters();

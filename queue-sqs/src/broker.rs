@@ -163,7 +163,7 @@ pub(crate) async fn connect(endpoint: Endpoint, events: Events) -> Result<Arc<dy
 
 impl SqsBroker {
     /// Uses a client of the caller's own, with its credentials, endpoint, HTTP stack and interceptors. Timeouts and
-    /// retries are set as the defaults of [`SqsConfig`] say. No request is made. There are no topics.
+    /// retries are set as the defaults of [`SqsConfig`] say, in place of its own. No request is made. There are no topics.
     #[must_use]
     pub fn from_client(client: Client) -> Self {
         let host = format!("sqs {}", region(client.config().region()));

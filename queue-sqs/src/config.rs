@@ -223,18 +223,20 @@ fn invalid(message: &'static str) -> Error {
     Error::new(ErrorKind::InvalidConfig, message).with_operation("configure")
 }
 
-/// What a request may take, and all its tries together.
+/// What a request may take, and all its tries together. What is not said here would be that of a client of the caller's own.
 pub(crate) fn timeouts(attempt: Duration, whole: Duration) -> TimeoutConfig {
     TimeoutConfig::builder()
         .connect_timeout(CONNECT.min(attempt))
         .operation_attempt_timeout(attempt)
         .operation_timeout(whole)
+        .disable_read_timeout()
         .build()
 }
 
 /// What a request may take that is tried once: one timer is enough.
-fn timeout_of_one(whole: Duration) -> TimeoutConfig {
-    TimeoutConfig::builder().connect_timeout(CONNECT.min(whole)).operation_timeout(whole).build()
+pub(crate) fn timeout_of_one(whole: Duration) -> TimeoutConfig {
+    let timeouts = TimeoutConfig::builder().connect_timeout(CONNECT.min(whole)).operation_timeout(whole);
+    timeouts.disable_operation_attempt_timeout().disable_read_timeout().build()
 }
 
 /// One client per kind of request: they differ in how long a request may take and who repeats it.
@@ -272,6 +274,26 @@ impl Clients {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timeouts_of_a_client_of_the_callers_own_cut_no_poll() {
+        let own = Duration::from_secs(1);
+        let own = TimeoutConfig::builder().operation_attempt_timeout(own).operation_timeout(own).read_timeout(own);
+        let config = aws_sdk_sqs::Config::builder().behavior_version(BehaviorVersion::v2026_01_12());
+        let client = Client::from_conf(config.timeout_config(own.build()).build());
+        let config = SqsConfig::default();
+        let Clients { admin, once, poll } = Clients::new(&client, &config);
+        let poll_time = config.wait_time + POLL_GRACE;
+        for (client, attempt, whole) in [
+            (admin, Some(config.request_timeout), 2 * config.request_timeout),
+            (once, None, config.request_timeout),
+            (poll, None, poll_time),
+        ] {
+            let found = client.config().timeout_config().unwrap();
+            let found = (found.operation_attempt_timeout(), found.operation_timeout(), found.read_timeout());
+            assert_eq!(found, (attempt, Some(whole), None));
+        }
+    }
 
     fn read(url: &str) -> Result<SqsConfig> {
         SqsConfig::from_endpoint(&url.parse()?)

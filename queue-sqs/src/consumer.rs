@@ -228,11 +228,14 @@ impl Consumer for SqsConsumer {
 
     fn poll_receive(&self, cx: &mut Context<'_>, max: NonZeroUsize, into: &mut Vec<Received>) -> Poll<Result<()>> {
         let mut state = self.shared.state.lock();
-        let before = into.len();
+        let (before, mut stale) = (into.len(), false);
         while into.len() - before < max.get() {
             let Some(buffered) = state.buffer.pop_front() else { break };
             // One whose lease ran out is the broker's again.
-            let Some(lease) = state.leases.get(buffered.token) else { continue };
+            let Some(lease) = state.leases.get(buffered.token) else {
+                stale = true;
+                continue;
+            };
             lease.buffered = false;
             into.push(Received {
                 message: buffered.message,
@@ -241,6 +244,9 @@ impl Consumer for SqsConsumer {
                 lease: Some(lease.expires),
                 position: buffered.position,
             });
+        }
+        if stale {
+            state.leases.sweep();
         }
         if into.len() > before {
             self.shared.wake(state);
@@ -256,6 +262,7 @@ impl Consumer for SqsConsumer {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
+        self.shared.wake(state);
         Poll::Pending
     }
 
@@ -269,6 +276,10 @@ impl Consumer for SqsConsumer {
                 }
                 None => report.stale.push(index),
             }
+        }
+        if !report.stale.is_empty() {
+            // Others may have run out with it, and make room.
+            state.leases.sweep();
         }
         self.shared.wake(state);
         report
@@ -298,6 +309,9 @@ impl Consumer for SqsConsumer {
                 Answer::Extend(_, time) => drop(state.extend(token, time, linger, Some(place))),
                 _ => place.refuse(Error::unsupported("SQS knows no such answer").with_operation("settle")),
             }
+        }
+        if !settled.stale.is_empty() {
+            state.leases.sweep();
         }
         self.shared.wake(state);
         drop(report);

@@ -52,9 +52,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let every = (shared.lease / 4).clamp(LOOK.0, LOOK.1);
     let mut look = Instant::now() + every;
     loop {
+        let down = shared.link.is_down();
         if resume.is_none_or(|at| at <= Instant::now()) {
             resume = None;
-            while polls.len() < target {
+            while !down && polls.len() < target {
                 let Some(reserved) = reserve(&shared) else { break };
                 polls.spawn(poll(reserved));
             }
@@ -63,7 +64,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             break;
         }
         let mut wake = resume.map_or(look, |at| at.min(look));
-        if shared.link.is_down() {
+        if down {
             wake = wake.min(Instant::now() + LOOK.0);
         }
         tokio::select! {
@@ -107,9 +108,6 @@ pub(crate) async fn run(shared: Arc<Shared>) {
 
 /// Reserves room for the next poll, if one is due.
 fn reserve(shared: &Arc<Shared>) -> Option<Reserved> {
-    if shared.link.is_down() {
-        return None;
-    }
     let mut state = shared.state.lock();
     if state.stopped || state.paused || state.over.is_some() {
         return None;

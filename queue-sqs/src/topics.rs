@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use aws_config::SdkConfig;
 use aws_sdk_sns::Client;
+use aws_sdk_sns::config::StalledStreamProtectionConfig;
 use aws_sdk_sns::types::{MessageAttributeValue, PublishBatchRequestEntry};
 use aws_sdk_sqs::types::SendMessageBatchRequestEntry as Entry;
 use parking_lot::RwLock;
@@ -15,7 +16,7 @@ use queue_core::{Endpoint, Error, ErrorKind, Events, Result};
 use tokio::sync::OnceCell;
 
 use crate::address::{Place, is_fifo, topic_place};
-use crate::config::{NO_SNS, SqsConfig, host_of, timeouts};
+use crate::config::{NO_SNS, SqsConfig, host_of, timeout_of_one, timeouts};
 use crate::door::Verdicts;
 use crate::error::{self, Words};
 use crate::link::Link;
@@ -82,11 +83,11 @@ impl Topics {
         events: Events,
     ) -> Self {
         let attempt = config.request_timeout;
-        let base = || client.config().to_builder();
+        let base = || client.config().to_builder().stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         let once = Client::from_conf(
             base()
                 .retry_config(aws_smithy_types::retry::RetryConfig::disabled())
-                .timeout_config(timeouts(attempt, attempt))
+                .timeout_config(timeout_of_one(attempt))
                 .build(),
         );
         let pinged = once.clone();

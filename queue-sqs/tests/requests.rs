@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use queue_core::{Client, Delivery, Receiver};
+use queue_core::{Answered, Client, Delivery, Receiver};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -143,5 +143,24 @@ async fn a_thousand_messages_are_kept_by_a_hundred_requests_an_interval() -> Out
     }
     receiver.flush().await?;
     assert_eq!(endpoint.deleted("held").len(), HELD, "leases were lost");
+    Ok(())
+}
+
+/// The next poll starts with the answer that came too late, and not when leases are looked after the next time.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_ran_out_makes_room_with_its_answer() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&wait_time=1s").await?;
+    let sender = client.sender("late").await?;
+    let lease = Duration::from_secs(30);
+    let opening = client.receiver("late").lease(lease).max_handler_time(lease).prefetch(1);
+    let mut receiver = opening.discard_dead_letters().await?;
+    sender.send_batch(["first", "second"]).await?;
+    let first = receiver.receive().await?;
+    first.lost().await;
+    assert_eq!(first.ack(), Answered::LeaseLost);
+    let since = Instant::now();
+    receiver.receive().await?.ack();
+    assert!(since.elapsed() < Duration::from_secs(1), "the next message took {:?}", since.elapsed());
     Ok(())
 }
