@@ -15,7 +15,6 @@ use lapin::Channel;
 use lapin::options::ConfirmSelectOptions;
 use parking_lot::Mutex;
 use queue_core::{Error, ErrorKind, Message, Result};
-use tokio::task::yield_now;
 use tokio::time::{Instant, Sleep, sleep, timeout};
 
 use crate::config::AmqpConfig;
@@ -309,8 +308,17 @@ impl Lane {
             }
             let mut woken = false;
             poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
-            // Whoever else can run first has more to send, and the client more answers.
-            yield_now().await;
+            // Whoever else can run first has more to send, and the client more answers. Not `yield_now`, which asks the
+            // system for events as well: here nothing waits for those.
+            let mut behind = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut behind, true) {
+                    return Poll::Ready(());
+                }
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
         }
     }
 
