@@ -45,10 +45,11 @@ async fn a_long_delay_travels_in_hops_and_holds_up_nobody() -> Outcome {
     assert_eq!(later.attempt(), 1);
     later.ack();
     receiver.flush().await?;
-    // Each hop is a copy, and deletes what it is a copy of.
+    // Each hop is a copy, and deletes what it is a copy of. Four of them, or three where the machine takes the rest of the time.
     let counts = endpoint.counts();
-    assert_eq!(endpoint.deleted("later").len(), 1 + 4);
-    assert_eq!(counts.of("SendMessageBatch"), 1 + 4);
+    let sent = counts.of("SendMessageBatch");
+    assert_eq!(endpoint.deleted("later").len() as u64, sent);
+    assert!((1 + 3..=1 + 4).contains(&sent), "{counts:?}");
     assert_eq!(counts.of("ChangeMessageVisibilityBatch"), 0, "{counts:?}");
     Ok(())
 }
