@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use queue_core::{Answered, Client, Delivery, Receiver};
+use queue_core::{Answered, Client, Delivery, Message, Receiver};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -162,5 +162,29 @@ async fn a_lease_that_ran_out_makes_room_with_its_answer() -> Outcome {
     let since = Instant::now();
     receiver.receive().await?.ack();
     assert!(since.elapsed() < Duration::from_secs(1), "the next message took {:?}", since.elapsed());
+    Ok(())
+}
+
+/// What waits in a receiver that nobody asks keeps its lease, on both kinds of queue.
+#[tokio::test(start_paused = true)]
+async fn what_was_fetched_and_not_asked_for_keeps_its_lease() -> Outcome {
+    const KEYS: usize = 1000;
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint, "&wait_time=1s").await?;
+    for queue in ["waiting", "waiting.fifo"] {
+        let opening = client.receiver(queue).lease(Duration::from_secs(30)).prefetch(1024);
+        let mut receiver = opening.discard_dead_letters().await?;
+        let sender = client.sender(queue).await?;
+        for n in 0..3 {
+            let batch = (0..KEYS).map(|key| Message::new(n.to_string()).key(format!("key-{key}")));
+            sender.send_batch(batch).await?;
+            sleep(Duration::from_secs(70)).await;
+        }
+        for _ in 0..3 * KEYS {
+            let delivery = timeout(Duration::from_secs(60), receiver.receive()).await??;
+            assert_eq!(delivery.attempt(), 1, "{queue}: {:?} of {:?}", delivery.text(), delivery.get_key());
+            delivery.ack();
+        }
+    }
     Ok(())
 }
