@@ -1,8 +1,9 @@
 //! The broker is away: at the start, and later. Or a database is.
 
+use std::fs::{self, File};
 use std::net::ToSocketAddrs;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyqueue::Source;
 use axum::http::StatusCode;
@@ -11,12 +12,15 @@ use tokio::time::sleep;
 
 use crate::http::get;
 use crate::link::Proxy;
-use crate::process::failed;
+use crate::process::{Running, failed};
 use crate::shop::{Folder, SERVICES, Shop, alone, clean, program, until};
 use crate::{Outcome, block_on};
 
 /// Longer than the five attempts of a message take, with pauses of about 1, 2, 4 and 8 s between them.
 const ATTEMPTS: Duration = Duration::from_secs(20);
+
+/// More than a service takes to end.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 pub(crate) fn refused(_: &str) -> Outcome {
     let folder = Folder::new()?;
@@ -40,8 +44,12 @@ pub(crate) fn deleted(url: &str) -> Outcome {
     let _alone = alone(url);
     clean(url)?;
     let folder = Folder::new()?;
-    let service = program(&["notifications"], &[("QUEUE_URL", url), ("DATABASE", &folder.file("notifications"))]);
-    let ended = thread::spawn(move || failed(service).map_err(|error| error.to_string()));
+    let log = folder.file("said.log");
+    let mut service = program(&["notifications"], &[("QUEUE_URL", url), ("DATABASE", &folder.file("notifications"))]);
+    service.stderr(File::create(&log)?);
+    let mut service = Running::start(service)?;
+    // From here on it is no failure of its start.
+    assert!(service.line()?.starts_with("http://"));
     block_on(async {
         let client = anyqueue::connect(url).await?;
         let source = Source::new("notices".parse()?);
@@ -51,11 +59,16 @@ pub(crate) fn deleted(url: &str) -> Outcome {
         client.close(Duration::from_secs(5)).await;
         Ok(())
     })?;
-    let (printed, said) = ended.join().map_err(|_| "it did not end as it should")??;
-    assert!(
-        printed.starts_with("http://") && said.lines().count() == 1 && said.contains("notices"),
-        "{printed} {said}"
-    );
+    let deleted = Instant::now();
+    let status = loop {
+        if let Some(status) = service.child.try_wait()? {
+            break status;
+        }
+        assert!(deleted.elapsed() < PATIENCE, "it goes on without its queue");
+        thread::sleep(Duration::from_millis(10));
+    };
+    let said = fs::read_to_string(log)?;
+    assert!(status.code() == Some(1) && said.lines().count() == 1 && said.contains("notices"), "{status}: {said}");
     clean(url)
 }
 
