@@ -54,7 +54,7 @@ async fn tasks(run: &Run, sender: &Sender, payload: &Bytes) -> Outcome {
 async fn receive(run: &Run) -> Outcome {
     fill(run);
     let client = anyqueue::connect(&run.url).await.unwrap();
-    let meter = Meter::start();
+    // What opening takes is measured on neither side.
     let mut receiver = client
         .receiver(run.queue())
         .prefetch(PREFETCH.into())
@@ -62,6 +62,7 @@ async fn receive(run: &Run) -> Outcome {
         .discard_dead_letters()
         .await
         .unwrap();
+    let meter = Meter::start();
     let (mut bytes, mut count) = (0, 0);
     while count < run.messages {
         let batch = receiver.receive_batch(BATCH).await.unwrap();

@@ -94,10 +94,11 @@ async fn receive(run: &Run) -> Outcome {
     fill(run);
     let (_connection, channel) = channel(run).await;
     channel.basic_qos(PREFETCH, BasicQosOptions::default()).await.unwrap();
-    let meter = Meter::start();
     let consumer =
         channel.basic_consume(run.queue().into(), "raw".into(), BasicConsumeOptions::default(), FieldTable::default());
+    // What opening takes is measured on neither side.
     let mut consumer = consumer.await.unwrap();
+    let meter = Meter::start();
     let mut bytes = 0;
     for n in 1..=run.messages {
         let delivery = consumer.next().await.unwrap().unwrap();

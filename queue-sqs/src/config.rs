@@ -22,7 +22,7 @@ const MAX_WAIT: Duration = Duration::from_secs(20);
 /// The shortest hop of a long delay.
 const MIN_HOP: Duration = Duration::from_secs(1);
 
-/// How much longer than its wait a poll may take before its answer counts as lost.
+/// How much longer than its wait a poll may take before its answer counts as lost; more once the broker proves slow.
 pub(crate) const POLL_GRACE: Duration = Duration::from_secs(5);
 
 /// How long a connection to the endpoint may take to open.

@@ -3,12 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_sdk_sqs::config::Builder;
 use aws_sdk_sqs::types::Message as Native;
 use queue_core::{Error, ErrorKind, Result};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::answers::Verb;
+use crate::config::{POLL_GRACE, timeout_of_one};
 use crate::consumer::{Buffered, Shared, State};
 use crate::convert;
 use crate::error::Words;
@@ -21,6 +23,8 @@ const MAX_MESSAGES: usize = 10;
 const FINAL: u32 = 5;
 /// The pause after a failed poll: from, to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// The most that a poll may take beyond its wait, where the broker is slow: what other clients have for all requests.
+const MAX_GRACE: Duration = Duration::from_secs(60);
 /// How often leases are looked after: between these, else four times a lease.
 const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -39,7 +43,18 @@ impl Drop for Reserved {
 /// How a poll ended.
 struct Polled {
     asked: usize,
+    /// How much longer than its wait it took, and how much it had.
+    over: Duration,
+    grace: Duration,
     result: Result<usize>,
+}
+
+/// How much longer than its wait the next poll may take, after one that took so much.
+///
+/// The messages of a poll that is given up stay away for their lease, and the broker counts them as delivered. So a broker
+/// that is slow gets more time, or the same messages, first in line, would be lost again and again.
+fn next_grace(grace: Duration, over: Duration) -> Duration {
+    (2 * over).max(grace / 2).clamp(POLL_GRACE, MAX_GRACE)
 }
 
 /// Polls until the receiver is stopped and the last poll has ended.
@@ -48,16 +63,21 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut target = 1;
     let mut refused = 0;
     let mut pause = PAUSE.0;
+    let mut grace = POLL_GRACE;
     let mut resume: Option<Instant> = None;
     let every = (shared.lease / 4).clamp(LOOK.0, LOOK.1);
     let mut look = Instant::now() + every;
     loop {
         let down = shared.link.is_down();
+        if down {
+            // Not slow, but away.
+            grace = POLL_GRACE;
+        }
         if resume.is_none_or(|at| at <= Instant::now()) {
             resume = None;
             while !down && polls.len() < target {
                 let Some(reserved) = reserve(&shared) else { break };
-                polls.spawn(poll(reserved));
+                polls.spawn(poll(reserved, grace));
             }
         }
         if polls.is_empty() && shared.state.lock().stopped {
@@ -71,8 +91,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = shared.polls.notified() => {}
             () = sleep_until(wake) => {}
             Some(ended) = polls.join_next() => match ended {
-                Ok(Polled { asked, result: Ok(count) }) => {
+                Ok(Polled { asked, over, result: Ok(count), .. }) => {
                     refused = 0;
+                    grace = next_grace(grace, over);
                     pause = PAUSE.0;
                     target = match count {
                         0 => 1,
@@ -80,8 +101,12 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                         _ => target,
                     };
                 }
-                Ok(Polled { result: Err(error), .. }) => {
+                Ok(Polled { grace: had, result: Err(error), .. }) => {
                     target = 1;
+                    if error.kind() == ErrorKind::Timeout {
+                        // Polls beside each other are late together.
+                        grace = grace.max(next_grace(grace, had));
+                    }
                     resume = Some(Instant::now() + pause);
                     pause = (pause * 2).min(PAUSE.1);
                     // Only what the broker said: credentials that cannot be had for a moment are not refused.
@@ -123,10 +148,11 @@ fn reserve(shared: &Arc<Shared>) -> Option<Reserved> {
     Some(Reserved { shared: shared.clone(), count })
 }
 
-async fn poll(reserved: Reserved) -> Polled {
+async fn poll(reserved: Reserved, grace: Duration) -> Polled {
     let shared = reserved.shared.clone();
+    let wait = Duration::from_secs(u64::try_from(shared.wait_seconds).unwrap_or_default());
     let sent = Instant::now();
-    let result = shared
+    let request = shared
         .clients
         .poll
         .receive_message()
@@ -135,22 +161,26 @@ async fn poll(reserved: Reserved) -> Polled {
         .wait_time_seconds(shared.wait_seconds)
         .visibility_timeout(convert::whole_seconds(shared.lease))
         .set_message_system_attribute_names(Some(convert::SYSTEM.to_vec()))
-        .message_attribute_names("All")
-        .send()
-        .await;
+        .message_attribute_names("All");
+    let result = if grace == POLL_GRACE {
+        request.send().await
+    } else {
+        let longer = Builder::default().timeout_config(timeout_of_one(wait + grace));
+        request.customize().config_override(longer).send().await
+    };
+    let over = sent.elapsed().saturating_sub(wait);
     let asked = reserved.count;
     let result = match shared.link.note("receive", Words::Hidden, result) {
-        Ok(output) => Ok(shared.arrived(output.messages.unwrap_or_default(), sent, reserved)),
+        Ok(output) => Ok(shared.arrived(output.messages.unwrap_or_default(), sent, wait, reserved)),
         Err(error) => Err(shared.queues.failed(&shared.name, error)),
     };
-    Polled { asked, result }
+    Polled { asked, over, grace, result }
 }
 
 impl Shared {
     /// Takes the messages of a poll; gives them back when nobody wants any.
-    fn arrived(self: &Arc<Self>, messages: Vec<Native>, sent: Instant, reserved: Reserved) -> usize {
+    fn arrived(self: &Arc<Self>, messages: Vec<Native>, sent: Instant, wait: Duration, reserved: Reserved) -> usize {
         let count = messages.len();
-        let wait = Duration::from_secs(u64::try_from(self.wait_seconds).unwrap_or_default());
         let mut decoded = Vec::with_capacity(count);
         decoded.extend(messages.into_iter().filter_map(|m| convert::decode(m, self.fifo)));
         let mut state = self.state.lock();
@@ -255,5 +285,23 @@ impl State {
         let (receipt, ends) = (lease.receipt.clone(), lease.expires);
         self.outbox.push(token, receipt, Verb::Extend(time), ends, linger, report);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broker_that_is_slow_gets_more_time_and_loses_it_when_it_is_fast_again() {
+        let seconds = Duration::from_secs;
+        let mut grace = POLL_GRACE;
+        let mut graces = Vec::new();
+        // Given up three times, then answered after 38 s, 9 s, and at once.
+        for over in [5, 10, 20, 38, 9, 0, 0, 0, 0] {
+            grace = next_grace(grace, seconds(over));
+            graces.push(grace.as_millis());
+        }
+        assert_eq!(graces, [10_000, 20_000, 40_000, 60_000, 30_000, 15_000, 7_500, 5_000, 5_000]);
     }
 }

@@ -300,6 +300,22 @@ async fn credentials_that_cannot_be_had_for_a_moment_end_no_receiver() -> Outcom
     Ok(())
 }
 
+/// What a poll has taken that is given up is away for its lease, and counts as delivered.
+#[tokio::test]
+async fn a_broker_that_is_slow_loses_no_message_over_and_over() -> Outcome {
+    let endpoint = Endpoint::start().await?;
+    let client = connect(&endpoint).await?;
+    client.sender("slow").await?.send("x").await?;
+    let opening = client.receiver("slow").lease(5 * LEASE).discard_dead_letters();
+    // A second more than the first poll waits for its answer.
+    endpoint.set_faults(Faults { delay: 1.0, late_by: Duration::from_secs(7), ..Faults::default() });
+    let mut receiver = opening.await?;
+    let delivery = timeout(3 * SOON, receiver.receive()).await.map_err(|_| "each poll was given up")??;
+    assert_eq!(delivery.attempt(), 2);
+    delivery.ack();
+    Ok(())
+}
+
 #[tokio::test]
 async fn options_are_read_where_nothing_is_made() -> Outcome {
     let endpoint = Endpoint::start().await?;
