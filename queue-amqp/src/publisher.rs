@@ -23,7 +23,7 @@ use crate::error::{not_connected, within};
 use crate::flight::{Done, Origin, Verdict};
 use crate::link::{Blocked, Link, Sessions, Task, open_channel, while_up};
 use crate::renewal::{Renew, Renewal};
-use crate::turns::{Cork, Patient};
+use crate::turns::{Cork, Patient, behind_others, woken};
 use crate::window::Window;
 
 /// How long the first message in flight may hold up the verdicts of those behind it.
@@ -306,19 +306,9 @@ impl Lane {
             if let Some(end) = end {
                 return end;
             }
-            let mut woken = false;
-            poll_fn(|_| if std::mem::replace(&mut woken, true) { Poll::Ready(()) } else { Poll::Pending }).await;
-            // Whoever else can run first has more to send, and the client more answers. Not `yield_now`, which asks the
-            // system for events as well: here nothing waits for those.
-            let mut behind = false;
-            poll_fn(|cx| {
-                if std::mem::replace(&mut behind, true) {
-                    return Poll::Ready(());
-                }
-                cx.waker().wake_by_ref();
-                Poll::Pending
-            })
-            .await;
+            woken().await;
+            // Whoever else can run first has more to send, and the client more answers.
+            behind_others().await;
         }
     }
 

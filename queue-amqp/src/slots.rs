@@ -1,7 +1,7 @@
 //! Publishes that are not written yet.
 
 use std::convert::Infallible;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use queue_core::Message;
 
 use crate::convert::Outgoing;
+use crate::turns::woken;
 
 /// A message to publish.
 pub(crate) struct Job {
@@ -69,8 +70,7 @@ async fn publish_all(channel: Arc<Channel>, hatch: Arc<Hatch>) -> Infallible {
             *hatch.written.lock() = Some((confirm, message));
             hatch.is_written.store(true, Ordering::Relaxed);
         }
-        let mut rested = false;
-        poll_fn(|_| if std::mem::replace(&mut rested, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+        woken().await;
     }
 }
 

@@ -18,8 +18,9 @@
 //! So whoever gives it many at once holds a [`Cork`] meanwhile, and its next write waits for the end of them.
 
 use std::cell::RefCell;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
-use std::task::{Context, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use parking_lot::Mutex;
 
@@ -125,6 +126,22 @@ impl Wake for Waiting {
             held.push(self.0.clone());
         }
     }
+}
+
+/// Sleeps until the task is woken, by whatever wakes it.
+pub(crate) async fn woken() {
+    let mut slept = false;
+    poll_fn(|_| if std::mem::replace(&mut slept, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+}
+
+/// Lets others go first that can run. Not `yield_now`, which asks the system for events as well.
+pub(crate) async fn behind_others() {
+    poll_fn(|cx| {
+        cx.waker().wake_by_ref();
+        Poll::Ready(())
+    })
+    .await;
+    woken().await;
 }
 
 #[cfg(test)]

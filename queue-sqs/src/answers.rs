@@ -149,13 +149,12 @@ impl Outbox {
         receipt: String,
         verb: Verb,
         ends: Instant,
-        linger: Duration,
+        due: Instant,
         report: Option<Place>,
     ) {
         let number = self.next;
         self.next += 1;
         self.open.insert(number);
-        let due = Instant::now() + linger;
         let answer = Outgoing { token, receipt, verb, ends, report, number, due, tries: 0, unsure: false };
         match verb {
             Verb::Delete => self.deletes.push_back(answer),
@@ -355,7 +354,7 @@ impl crate::consumer::State {
                 // Amazon tells success to a delete with an old receipt.
                 let lost = Err(answer.lost());
                 over.push((answer, lost));
-            } else if matches!(answer.verb, Verb::Extend(_)) && self.leases.get(answer.token).is_none() {
+            } else if matches!(answer.verb, Verb::Extend(_)) && self.leases.get(answer.token, now).is_none() {
                 // The message was answered meanwhile, which an extension would undo.
                 over.push((answer, Ok(())));
             } else {
@@ -399,18 +398,18 @@ impl crate::consumer::State {
         let mut event = None;
         match (&outcome, answer.verb) {
             (Ok(()), Verb::Extend(time)) => {
-                if let Some(lease) = self.leases.get(answer.token) {
+                if let Some(lease) = self.leases.get(answer.token, ended) {
                     lease.expires = (started + time).min(lease.last);
                     lease.extending = false;
                 }
             }
             (Ok(()), _) => {}
             // An extension that came too late for a message that was answered meanwhile is nobody's loss.
-            (Err(_), Verb::Extend(_)) if self.leases.get(answer.token).is_none() => {}
+            (Err(_), Verb::Extend(_)) if self.leases.get(answer.token, ended).is_none() => {}
             (Err(error), _) => {
                 if is_extension && error.kind() == ErrorKind::LeaseLost {
                     // The message may be another receiver's: Amazon would tell success to an ack of it.
-                    drop(self.leases.take(answer.token));
+                    drop(self.leases.take(answer.token, ended));
                 }
                 self.outbox.refused.get_or_insert_with(|| error.clone());
                 event = Some(error.clone());
@@ -430,8 +429,9 @@ mod tests {
     const LINGER: Duration = Duration::from_millis(5);
 
     fn push(outbox: &mut Outbox, verb: Verb, linger: Duration) {
-        let (token, ends) = (AckToken(outbox.next, 0), Instant::now() + Duration::from_secs(30));
-        outbox.push(token, "receipt".to_owned(), verb, ends, linger, None);
+        let now = Instant::now();
+        let (token, ends) = (AckToken(outbox.next, 0), now + Duration::from_secs(30));
+        outbox.push(token, "receipt".to_owned(), verb, ends, now + linger, None);
     }
 
     #[tokio::test(start_paused = true)]

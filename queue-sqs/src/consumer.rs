@@ -75,6 +75,9 @@ pub(crate) struct State {
     pub(crate) reserved: usize,
     /// Messages that are being sent on because they are not due.
     pub(crate) hopping: usize,
+    /// Whether anybody has asked for messages; until then none are fetched: they would be kept from others, and the
+    /// broker counts each lease that is lost.
+    pub(crate) asked: bool,
     pub(crate) paused: bool,
     pub(crate) stopped: bool,
     pub(crate) polls_ended: bool,
@@ -176,7 +179,9 @@ impl Shared {
         let mut state = self.state.lock();
         state.closed.get_or_insert(Instant::now() + self.lease);
         let tokens = state.leases.tokens();
-        let count = tokens.into_iter().filter(|t| state.give_back(*t, Duration::ZERO, Duration::ZERO, None)).count();
+        let now = Instant::now();
+        let mut give_back = |token| state.give_back(token, Duration::ZERO, now, Duration::ZERO, None);
+        let count = tokens.into_iter().filter(|token| give_back(*token)).count();
         drop(state);
         self.answers.notify_one();
         count
@@ -228,11 +233,12 @@ impl Consumer for SqsConsumer {
 
     fn poll_receive(&self, cx: &mut Context<'_>, max: NonZeroUsize, into: &mut Vec<Received>) -> Poll<Result<()>> {
         let mut state = self.shared.state.lock();
-        let (before, mut stale) = (into.len(), false);
+        state.asked = true;
+        let (before, now, mut stale) = (into.len(), Instant::now(), false);
         while into.len() - before < max.get() {
             let Some(buffered) = state.buffer.pop_front() else { break };
             // One whose lease ran out is the broker's again.
-            let Some(lease) = state.leases.get(buffered.token) else {
+            let Some(lease) = state.leases.get(buffered.token, now) else {
                 stale = true;
                 continue;
             };
@@ -268,12 +274,12 @@ impl Consumer for SqsConsumer {
 
     fn ack(&self, tokens: &[AckToken]) -> AckReport {
         let mut report = AckReport::default();
+        let now = Instant::now();
+        let due = now + self.shared.linger;
         let mut state = self.shared.state.lock();
         for (index, token) in tokens.iter().enumerate() {
-            match state.leases.take(*token) {
-                Some(lease) => {
-                    state.outbox.push(*token, lease.receipt, Verb::Delete, lease.expires, self.shared.linger, None);
-                }
+            match state.leases.take(*token, now) {
+                Some(lease) => state.outbox.push(*token, lease.receipt, Verb::Delete, lease.expires, due, None),
                 None => report.stale.push(index),
             }
         }
@@ -286,27 +292,27 @@ impl Consumer for SqsConsumer {
     }
 
     fn settle(&self, answers: Vec<Answer>) -> Settled {
-        let linger = self.shared.linger;
+        let (now, linger) = (Instant::now(), self.shared.linger);
         let mut settled = Settled::default();
         let (report, outcome) = Report::new();
         let mut state = self.shared.state.lock();
         for (index, answer) in answers.into_iter().enumerate() {
             let token = answer.token();
-            let Some(lease) = state.leases.get(token) else {
+            let Some(lease) = state.leases.get(token, now) else {
                 settled.stale.push(index);
                 continue;
             };
-            let most = lease.last.saturating_duration_since(Instant::now());
+            let most = lease.last.saturating_duration_since(now);
             let place = report.place(index);
             match answer {
-                Answer::Release(_) => drop(state.give_back(token, Duration::ZERO, linger, Some(place))),
+                Answer::Release(_) => drop(state.give_back(token, Duration::ZERO, now, linger, Some(place))),
                 Answer::Retry(_, time) | Answer::Extend(_, time) if time > most => place.refuse(
                     Error::new(ErrorKind::InvalidInput, "a message stays away for 12 hours at most, from its receipt")
                         .with_operation("settle")
                         .with_context("limit", format!("{most:?}")),
                 ),
-                Answer::Retry(_, time) => drop(state.give_back(token, time, linger, Some(place))),
-                Answer::Extend(_, time) => drop(state.extend(token, time, linger, Some(place))),
+                Answer::Retry(_, time) => drop(state.give_back(token, time, now, linger, Some(place))),
+                Answer::Extend(_, time) => drop(state.extend(token, time, now, linger, Some(place))),
                 _ => place.refuse(Error::unsupported("SQS knows no such answer").with_operation("settle")),
             }
         }
@@ -320,7 +326,7 @@ impl Consumer for SqsConsumer {
     }
 
     fn holds(&self, token: AckToken) -> bool {
-        self.shared.state.lock().leases.get(token).is_some()
+        self.shared.state.lock().leases.get(token, Instant::now()).is_some()
     }
 
     async fn flush(&self) -> Result<()> {

@@ -8,7 +8,7 @@ use queue_core::{
     AckToken, Completion, Error, ErrorKind, EventKind, HealthState, Message, Producer, ProducerOptions, Result,
     dead_letter, wire,
 };
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::address::{Kind, Target};
 use crate::answers::Verb;
@@ -66,7 +66,7 @@ impl Shared {
             _ => message,
         };
         let message = wire::with_due(message, due);
-        while self.state.lock().leases.get(token).is_some() {
+        while self.state.lock().leases.get(token, Instant::now()).is_some() {
             let left = due.duration_since(SystemTime::now()).unwrap_or_default();
             let sent = send(copies, message.clone().delay(left.min(self.hop))).await;
             self.note_hop(sent.as_ref().err());
@@ -94,9 +94,10 @@ impl Shared {
     }
 
     fn answer(&self, token: AckToken, verb: Verb) {
+        let now = Instant::now();
         let mut state = self.state.lock();
-        if let Some(lease) = state.leases.take(token) {
-            state.outbox.push(token, lease.receipt, verb, lease.expires, self.linger, None);
+        if let Some(lease) = state.leases.take(token, now) {
+            state.outbox.push(token, lease.receipt, verb, lease.expires, now + self.linger, None);
         }
         self.wake(state);
     }

@@ -97,15 +97,15 @@ impl Leases {
     }
 
     /// The lease behind a token that is not stale.
-    pub(crate) fn get(&mut self, token: AckToken) -> Option<&mut Lease> {
+    pub(crate) fn get(&mut self, token: AckToken, now: Instant) -> Option<&mut Lease> {
         let index = usize::try_from(token.0).ok()?;
         let slot = self.slots.get_mut(index).filter(|s| s.generation == token.1)?;
-        slot.lease.as_mut().filter(|l| l.expires > Instant::now())
+        slot.lease.as_mut().filter(|l| l.expires > now)
     }
 
     /// Ends the lease behind a token that is not stale.
-    pub(crate) fn take(&mut self, token: AckToken) -> Option<Lease> {
-        self.get(token)?;
+    pub(crate) fn take(&mut self, token: AckToken, now: Instant) -> Option<Lease> {
+        self.get(token, now)?;
         self.remove(usize::try_from(token.0).ok()?)
     }
 
@@ -166,12 +166,13 @@ mod tests {
         let mut leases = Leases::default();
         let (a, b) = (leases.insert(lease(Duration::from_secs(30))), leases.insert(lease(Duration::from_secs(1))));
         assert_eq!((leases.len(), leases.bytes()), (2, 14));
-        assert!(leases.take(a).is_some() && leases.take(a).is_none());
+        assert!(leases.take(a, Instant::now()).is_some() && leases.take(a, Instant::now()).is_none());
         tokio::time::advance(Duration::from_secs(1)).await;
-        assert!(leases.take(b).is_none());
+        assert!(leases.take(b, Instant::now()).is_none());
         assert_eq!((leases.sweep(), leases.len(), leases.bytes()), (1, 0, 0));
         let c = leases.insert(lease(Duration::from_secs(30)));
-        assert!([a, b].iter().all(|t| leases.get(*t).is_none()) && leases.get(c).is_some());
+        let now = Instant::now();
+        assert!([a, b].iter().all(|t| leases.get(*t, now).is_none()) && leases.get(c, now).is_some());
     }
 
     #[tokio::test(start_paused = true)]

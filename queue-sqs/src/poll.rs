@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use aws_sdk_sqs::config::Builder;
 use aws_sdk_sqs::types::Message as Native;
-use queue_core::{Error, ErrorKind, Result};
+use queue_core::{AckToken, Error, ErrorKind, Result};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::answers::Verb;
+use crate::answers::{Place, Verb};
 use crate::config::{POLL_GRACE, timeout_of_one};
 use crate::consumer::{Buffered, Shared, State};
 use crate::convert;
@@ -228,8 +228,9 @@ impl Shared {
     fn look_after_leases(&self) {
         let mut state = self.state.lock();
         state.leases.sweep();
-        for token in state.leases.begin_extending(Instant::now() + self.lease / 2) {
-            state.extend(token, self.lease, self.linger, None);
+        let now = Instant::now();
+        for token in state.leases.begin_extending(now + self.lease / 2) {
+            state.extend(token, self.lease, now, self.linger, None);
         }
         self.wake(state);
     }
@@ -243,7 +244,7 @@ impl Shared {
 impl State {
     /// How many messages a poll that starts now asks for; none while there is no room for one, or nobody wants more.
     pub(crate) fn next_poll(&self, shared: &Shared) -> usize {
-        if self.leases.bytes() >= shared.prefetch_bytes {
+        if !self.asked || self.leases.bytes() >= shared.prefetch_bytes {
             return 0;
         }
         let room = shared.prefetch.saturating_sub(self.leases.len() + self.reserved);
@@ -256,34 +257,36 @@ impl State {
 
     /// Gives back what was fetched and not handed out; says how many.
     pub(crate) fn release_buffered(&mut self, linger: Duration) -> usize {
-        let buffer = std::mem::take(&mut self.buffer);
-        buffer.into_iter().filter(|b| self.give_back(b.token, Duration::ZERO, linger, None)).count()
+        let (buffer, now) = (std::mem::take(&mut self.buffer), Instant::now());
+        buffer.into_iter().filter(|b| self.give_back(b.token, Duration::ZERO, now, linger, None)).count()
     }
 
     /// Returns a message to the queue; false for a stale token.
     pub(crate) fn give_back(
         &mut self,
-        token: queue_core::AckToken,
+        token: AckToken,
         delay: Duration,
+        now: Instant,
         linger: Duration,
-        report: Option<crate::answers::Place>,
+        report: Option<Place>,
     ) -> bool {
-        let Some(lease) = self.leases.take(token) else { return false };
-        self.outbox.push(token, lease.receipt, Verb::Return(delay), lease.expires, linger, report);
+        let Some(lease) = self.leases.take(token, now) else { return false };
+        self.outbox.push(token, lease.receipt, Verb::Return(delay), lease.expires, now + linger, report);
         true
     }
 
     /// Extends a lease; false for a stale token.
     pub(crate) fn extend(
         &mut self,
-        token: queue_core::AckToken,
+        token: AckToken,
         time: Duration,
+        now: Instant,
         linger: Duration,
-        report: Option<crate::answers::Place>,
+        report: Option<Place>,
     ) -> bool {
-        let Some(lease) = self.leases.get(token) else { return false };
+        let Some(lease) = self.leases.get(token, now) else { return false };
         let (receipt, ends) = (lease.receipt.clone(), lease.expires);
-        self.outbox.push(token, receipt, Verb::Extend(time), ends, linger, report);
+        self.outbox.push(token, receipt, Verb::Extend(time), ends, now + linger, report);
         true
     }
 }

@@ -74,7 +74,10 @@ async fn a_message_costs_a_third_of_a_request_in_all() -> Outcome {
 async fn an_idle_receiver_polls_three_times_a_minute() -> Outcome {
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint, "").await?;
-    let _receiver = client.receiver("idle").discard_dead_letters().await?;
+    let mut receiver = client.receiver("idle").discard_dead_letters().await?;
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(endpoint.counts().of("ReceiveMessage"), 0, "nobody has asked");
+    let _asking = tokio::spawn(async move { receiver.receive().await });
     let before = endpoint.counts();
     let began = Instant::now();
     sleep(Duration::from_secs(600)).await;
@@ -165,7 +168,7 @@ async fn a_lease_that_ran_out_makes_room_with_its_answer() -> Outcome {
     Ok(())
 }
 
-/// What waits in a receiver that nobody asks keeps its lease, on both kinds of queue.
+/// What waits in a receiver that nobody asks any more keeps its lease, on both kinds of queue.
 #[tokio::test(start_paused = true)]
 async fn what_was_fetched_and_not_asked_for_keeps_its_lease() -> Outcome {
     const KEYS: usize = 1000;
@@ -175,6 +178,8 @@ async fn what_was_fetched_and_not_asked_for_keeps_its_lease() -> Outcome {
         let opening = client.receiver(queue).lease(Duration::from_secs(30)).prefetch(1024);
         let mut receiver = opening.discard_dead_letters().await?;
         let sender = client.sender(queue).await?;
+        // Once, or nothing would be fetched.
+        assert!(timeout(Duration::from_secs(1), receiver.receive()).await.is_err());
         for n in 0..3 {
             let batch = (0..KEYS).map(|key| Message::new(n.to_string()).key(format!("key-{key}")));
             sender.send_batch(batch).await?;
