@@ -98,13 +98,15 @@ impl Ticket {
 
     /// The message is done and does not come again.
     pub fn ack(mut self) -> Answered {
-        match self.held.take() {
+        let answered = match &self.held {
             Some(held) => {
                 let _span = settle(held.fetch.inbox.subject(), "ack", &held.message);
-                held.fetch.inbox.ack(&held)
+                held.fetch.inbox.ack(held)
             }
             None => Answered::LeaseLost,
-        }
+        };
+        self.held = None;
+        answered
     }
 
     /// The message failed and comes again after the default backoff, with the next attempt; after `max_deliveries`

@@ -226,13 +226,16 @@ impl Shared {
 
     /// Lets go of leases that ran out, and extends those of buffered messages past their half.
     fn look_after_leases(&self) {
-        let mut state = self.state.lock();
-        state.leases.sweep();
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
         let now = Instant::now();
+        if state.leases.sweep() > 0 {
+            state.buffer.retain(|buffered| state.leases.get(buffered.token, now).is_some());
+        }
         for token in state.leases.begin_extending(now + self.lease / 2) {
             state.extend(token, self.lease, now, self.linger, None);
         }
-        self.wake(state);
+        self.wake(guard);
     }
 
     fn polls_ended(&self) {

@@ -1,7 +1,11 @@
 //! Delays that are longer than SQS knows travel in hops: never early, never lost, seen by nobody on the way.
 
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::FutureExt;
 use queue_core::{Client, ConsumerOptions, Delivery, ErrorKind, Events, Message, Receiver, Source};
 use tokio::time::{Instant, timeout};
 
@@ -112,6 +116,7 @@ async fn a_receiver_that_closes_finishes_its_hops() -> Outcome {
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint, "&delay_hops=1s").await?;
     let mut receiver = client.receiver("closing").discard_dead_letters().await?;
+    assert!(receiver.next().now_or_never().is_none());
     on_its_way(&endpoint, &client, "closing").await?;
     let report = receiver.close(CLOSE).await;
     assert!(report.is_clean(), "{report:?}");
@@ -126,6 +131,8 @@ async fn a_consumer_that_is_dropped_finishes_its_hops() -> Outcome {
     let url = endpoint.url("&wait_time=1s").parse()?;
     let broker = (queue_sqs::DRIVER.connect)(url, Events::new()).await?;
     let consumer = broker.consumer(&Source::new("dropped".parse()?), &ConsumerOptions::default()).await?;
+    let asked = poll_fn(|cx| Poll::Ready(consumer.poll_receive(cx, NonZeroUsize::MIN, &mut Vec::new()))).await;
+    assert!(asked.is_pending());
     on_its_way(&endpoint, &client, "dropped").await?;
     drop(consumer);
     comes_once(&endpoint, &client, "dropped").await

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 const LIGHT: Duration = Duration::from_micros(10);
 /// What nothing but a handler takes, with the fetch of what it works on in it.
 const SURE: Duration = Duration::from_millis(1);
+/// How long the worker's own task runs handlers before others may run: to change tasks costs as much as dozens of them.
+const TURN: Duration = Duration::from_micros(500);
 /// Handlers between two tries whether they are light: from, to.
 const TRY: (u32, u32) = (64, 4096);
 
@@ -23,11 +25,13 @@ pub(crate) struct Light {
     last: Option<Instant>,
     /// Whether the one that is tried is timed alone.
     alone: bool,
+    /// Since when others have waited.
+    turn: Option<Instant>,
 }
 
 impl Light {
     pub(crate) fn new() -> Self {
-        Self { left: 0, every: TRY.0, last: None, alone: true }
+        Self { left: 0, every: TRY.0, last: None, alone: true, turn: None }
     }
 
     /// Whether the next handler is tried here.
@@ -41,16 +45,19 @@ impl Light {
     pub(crate) fn begin(&mut self, now: impl FnOnce() -> Instant) -> Instant {
         let last = self.last.take();
         self.alone = last.is_none();
-        last.unwrap_or_else(now)
+        let began = last.unwrap_or_else(now);
+        self.turn.get_or_insert(began);
+        began
     }
 
-    /// The worker waited for something.
+    /// The worker waited for something: others could run.
     pub(crate) fn waited(&mut self) {
         self.last = None;
+        self.turn = None;
     }
 
-    /// One that was tried ended without waiting.
-    pub(crate) fn ended(&mut self, began: Instant, now: Instant) {
+    /// One that was tried ended without waiting; whether it is the turn of others now.
+    pub(crate) fn ended(&mut self, began: Instant, now: Instant) -> bool {
         let took = now.duration_since(began);
         if took > SURE || (took > LIGHT && self.alone) {
             self.waits();
@@ -61,6 +68,7 @@ impl Light {
             self.last = Some(now);
             self.every = TRY.0;
         }
+        self.turn.is_some_and(|turn| now.duration_since(turn) > TURN)
     }
 
     /// One that was tried is not light.
@@ -86,7 +94,7 @@ mod tests {
         }
 
         /// One that is tried, and takes so long; `fetch` before it, which is waited for or not.
-        fn one(&mut self, fetch: Option<Duration>, took: Duration) {
+        fn one(&mut self, fetch: Option<Duration>, took: Duration) -> bool {
             match fetch {
                 Some(at_once) => self.now += at_once,
                 None => self.light.waited(),
@@ -94,11 +102,17 @@ mod tests {
             let now = self.now;
             let began = self.light.begin(|| now);
             self.now += took;
-            self.light.ended(began, self.now);
+            self.light.ended(began, self.now)
+        }
+
+        /// One that is tried, and waits.
+        fn waits(&mut self) -> bool {
+            self.light.waits();
+            true
         }
 
         /// How many of so many are tried.
-        fn tried(&mut self, handlers: u32, mut one: impl FnMut(&mut Self)) -> u32 {
+        fn tried(&mut self, handlers: u32, mut one: impl FnMut(&mut Self) -> bool) -> u32 {
             let mut tried = 0;
             for _ in 0..handlers {
                 if self.light.is_tried() {
@@ -117,7 +131,7 @@ mod tests {
         let mut handlers = Handlers::new();
         assert_eq!(handlers.tried(5_000, |handlers| handlers.one(None, QUICK)), 5_000);
         assert_eq!(handlers.tried(5_000, |handlers| handlers.one(Some(QUICK), QUICK)), 5_000);
-        assert!(handlers.tried(100_000, |handlers| handlers.light.waits()) < 32);
+        assert!(handlers.tried(100_000, Handlers::waits) < 32);
         // They become light: found out within a few thousand.
         assert!(handlers.tried(20_000, |handlers| handlers.one(Some(QUICK), QUICK)) > 15_000);
     }
@@ -149,6 +163,21 @@ mod tests {
         assert!(handlers.light.is_tried(), "a fetch is not the handler's");
         handlers.one(Some(QUICK), 5 * LIGHT);
         assert!(!handlers.light.is_tried());
+    }
+
+    #[test]
+    fn others_have_their_turn_after_a_while() {
+        let mut handlers = Handlers::new();
+        let mut turns = 0;
+        let handled = 100 * u32::try_from(TURN.as_nanos() / QUICK.as_nanos()).unwrap();
+        for _ in 0..handled {
+            if handlers.one(Some(Duration::ZERO), QUICK) {
+                turns += 1;
+                handlers.light.waited();
+            }
+        }
+        assert!((90..=100).contains(&turns), "{turns}");
+        assert_eq!((0..handled).filter(|_| handlers.one(None, QUICK)).count(), 0, "others run whenever it waits");
     }
 
     #[test]

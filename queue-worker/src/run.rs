@@ -11,12 +11,13 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use queue_core::{Delivery, Error, ErrorKind, Processing, Receiver, request};
 use tokio::sync::watch;
-use tokio::task::coop::consume_budget;
-use tokio::task::{AbortHandle, JoinHandle, spawn};
+use tokio::task::coop::has_budget_remaining;
+use tokio::task::{AbortHandle, JoinHandle, spawn, yield_now};
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_service::Service;
 
 use crate::control::Wish;
+use crate::counts::Counters;
 use crate::failure::{BoxError, Failure};
 use crate::handling::{Handling, Rest};
 use crate::job::Job;
@@ -38,17 +39,25 @@ pub(crate) fn far(from: Instant, after: Duration) -> Instant {
 }
 
 /// A message that no handler has yet. Dropped, it is given back.
-struct InHand(Option<Delivery>);
+struct InHand<'a> {
+    delivery: Option<Delivery>,
+    counters: &'a Counters,
+}
 
-impl InHand {
+impl<'a> InHand<'a> {
+    fn new(delivery: Delivery, shared: &'a Shared) -> Self {
+        Self { delivery: Some(delivery), counters: &shared.state.counters }
+    }
+
     fn take(mut self) -> Option<Delivery> {
-        self.0.take()
+        self.delivery.take()
     }
 }
 
-impl Drop for InHand {
+impl Drop for InHand<'_> {
     fn drop(&mut self) {
-        if let Some(delivery) = self.0.take() {
+        if let Some(delivery) = self.delivery.take() {
+            self.counters.released.add();
             delivery.release();
         }
     }
@@ -134,12 +143,11 @@ impl Run {
                 Some(Ok(delivery)) if request::is_over(&delivery) => self.nobody_waits(delivery),
                 // It came for a handler that may not start now.
                 Some(Ok(delivery)) if !self.is_wanted() => {
-                    self.shared.state.counters.released.add();
-                    delivery.release();
+                    drop(InHand::new(delivery, &self.shared));
                 }
                 Some(Ok(mut delivery)) => {
                     if self.shared.circuit.is_some() {
-                        let in_hand = InHand(Some(delivery));
+                        let in_hand = InHand::new(delivery, &self.shared);
                         self.shared.passed().await;
                         let Some(passed) = in_hand.take() else { continue };
                         delivery = passed;
@@ -203,10 +211,14 @@ impl Run {
         let mut task = Box::pin(task);
         let began = self.light.begin(std::time::Instant::now);
         if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
-            self.light.ended(began, std::time::Instant::now());
+            let turn = self.light.ended(began, std::time::Instant::now());
             drop(task);
-            // A queue that is never empty lets other tasks run too.
-            watched(consume_budget(), &mut self.light).await;
+            // A queue that is never empty lets other tasks run too. Not `consume_budget`, which has another thread take over
+            // the task, every 128 messages.
+            if turn || !has_budget_remaining() {
+                self.light.waited();
+                yield_now().await;
+            }
         } else {
             self.light.waits();
             self.spawned(spawn(task));
@@ -254,7 +266,7 @@ where
         + Send,
 {
     async fn start(&mut self, run: &mut Run, delivery: Delivery) -> Result<(), Error> {
-        let (job, work) = Work::take(&run.shared, &run.receiver, delivery);
+        let in_hand = InHand::new(delivery, &run.shared);
         let ready = poll_fn(|cx| self.0.poll_ready(cx).map_err(Into::into));
         let over = match AssertUnwindSafe(ready).catch_unwind().await {
             Ok(ready) => ready.err(),
@@ -265,6 +277,9 @@ where
                 .with_operation("work")
                 .with_source(error));
         }
+        // Taken apart only now: what is kept over an `await` is moved once more.
+        let Some(delivery) = in_hand.take() else { return Ok(()) };
+        let (job, work) = Work::take(&run.shared, &run.receiver, delivery);
         let processing = run.receiver.processing(&job);
         let finish =
             move |result: Result<S::Response, Failure>, processing: &mut Processing| work.finish(result, processing);

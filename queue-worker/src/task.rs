@@ -130,6 +130,8 @@ pub(crate) struct Work {
     is_last_attempt: bool,
     /// Of the breaker, until it is told how the try ended.
     try_number: Cell<Option<u32>>,
+    /// Whether something of the application's runs: if it panics, the message counts as dropped.
+    guarded: bool,
 }
 
 impl Work {
@@ -139,7 +141,7 @@ impl Work {
         let (attempt, is_last_attempt) = (job.attempt(), job.is_last_attempt());
         let try_number = Cell::new(shared.circuit.as_ref().map(|circuit| circuit.lock().begin()));
         let (shared, ticket) = (shared.clone(), Some(ticket));
-        (job, Self { shared, ticket, asker, decided: None, attempt, is_last_attempt, try_number })
+        (job, Self { shared, ticket, asker, decided: None, attempt, is_last_attempt, try_number, guarded: false })
     }
 
     /// Answers by the handler's result; what is returned does so, where somebody has to be replied to before.
@@ -155,9 +157,9 @@ impl Work {
 
     /// Runs what is the application's; if it panics, the message counts as dropped, and not as given back.
     fn guarded<T>(&mut self, what: impl FnOnce(&Self) -> T) -> T {
-        let ticket = self.ticket.take();
+        self.guarded = true;
         let done = what(self);
-        self.ticket = ticket;
+        self.guarded = false;
         done
     }
 
@@ -278,6 +280,7 @@ impl Drop for Work {
                     let (failure, next) = *decided;
                     self.fail(ticket, failure, next);
                 }
+                None if self.guarded => drop(ticket),
                 None => {
                     // Before the answer, by which somebody may look.
                     self.shared.state.counters.released.add();

@@ -34,11 +34,11 @@ pub(crate) fn kept(place: Arc<Place>) -> Outcome {
             let batch = (0..keys).map(|key| Message::new(n.to_string()).key(format!("key-{key}")));
             sender.send_batch(batch).await?;
         }
-        let (control, reached) = (worker.control(), Arc::new(Mutex::new(HashMap::<String, usize>::new())));
+        let reached = Arc::new(Mutex::new(HashMap::<String, usize>::new()));
         let reaching = reached.clone();
         let wrong = Arc::new(Mutex::new(Vec::new()));
         let noting = wrong.clone();
-        let served = tokio::spawn(worker.serve(move |job: Job| {
+        let mut running = Running::start(worker, move |job: Job| {
             let (reached, wrong) = (reaching.clone(), noting.clone());
             async move {
                 let key = String::from_utf8(job.get_key().ok_or("no key").or_permanent()?.to_vec())?;
@@ -55,12 +55,10 @@ pub(crate) fn kept(place: Arc<Place>) -> Outcome {
                 *next = number + 1;
                 Ok(())
             }
-        }));
-        until(|| control.counts().processed >= (keys * each) as u64).await;
-        control.stop();
-        let report = served.await?;
-        assert!(report.is_clean(), "{report:?}");
-        assert!(report.counts.failed > 0, "{report:?}");
+        });
+        running.until(|counts| counts.processed >= (keys * each) as u64).await;
+        let counts = running.stop().await?;
+        assert!(counts.failed > 0, "{counts:?}");
         assert!(wrong.lock().is_empty(), "{} out of order, such as {}", wrong.lock().len(), wrong.lock()[0]);
         assert!(reached.lock().len() == keys && reached.lock().values().all(|reached| *reached == each));
         Ok(())
@@ -79,7 +77,7 @@ pub(crate) fn waits(place: Arc<Place>) -> Outcome {
         client.sender(&*queue).await?.send_batch(batch).await?;
         let log = Arc::new(Mutex::new(Vec::new()));
         let logging = log.clone();
-        let running = Running::start(worker, move |job: Job| {
+        let mut running = Running::start(worker, move |job: Job| {
             let number: u32 = job.text().unwrap_or_default().parse().unwrap_or_default();
             logging.lock().push((number, job.attempt()));
             async move { if (number, job.attempt()) == (7, 1) { Err(Failure::temporary("once")) } else { Ok(()) } }

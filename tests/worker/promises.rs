@@ -29,7 +29,7 @@ pub(crate) fn retry(place: Arc<Place>) -> Outcome {
         let log = Arc::new(Mutex::new(Vec::new()));
         let logging = log.clone();
         let worker = Worker::new(client.receiver(&*queue).await?).concurrency(2);
-        let running = Running::start(worker, move |job: Job| {
+        let mut running = Running::start(worker, move |job: Job| {
             let name = job.text().unwrap_or_default().to_owned();
             logging.lock().push((name.clone(), job.attempt(), Instant::now()));
             async move {
@@ -60,7 +60,7 @@ pub(crate) fn exactly(place: Arc<Place>) -> Outcome {
         let client = place.client().await?;
         client.sender(&*queue).await?.send_batch(["A", "B", "C", "D", "E"]).await?;
         let worker = Worker::new(client.receiver(&*queue).await?).concurrency(5);
-        let running = Running::start(worker, |job: Job| async move {
+        let mut running = Running::start(worker, |job: Job| async move {
             // Answered out of order.
             let name = job.text().unwrap_or_default();
             sleep(Duration::from_millis(u64::from(b'F' - name.as_bytes()[0]) * 10)).await;
@@ -103,7 +103,7 @@ pub(crate) fn all_arrive(place: Arc<Place>) -> Outcome {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let seeing = seen.clone();
         let receiver = client.receiver(&*queue).backoff(SHORT, SHORT).await?;
-        let running = Running::start(Worker::new(receiver).concurrency(16), move |job: Job| {
+        let mut running = Running::start(Worker::new(receiver).concurrency(16), move |job: Job| {
             let seen = seeing.clone();
             async move {
                 let number: u64 = job.text().unwrap_or_default().parse()?;
@@ -141,7 +141,7 @@ pub(crate) fn delay(place: Arc<Place>) -> Outcome {
             return Ok(());
         }
         sent?;
-        let running = Running::start(Worker::new(receiver), move |_: Job| async move {
+        let mut running = Running::start(Worker::new(receiver), move |_: Job| async move {
             assert!(begun.elapsed() >= delay, "it came after {:?}", begun.elapsed());
         });
         running.until(|counts| counts.processed + counts.failed == 1).await;
@@ -170,7 +170,7 @@ pub(crate) fn expired(place: Arc<Place>) -> Outcome {
         let seen = Arc::new(Mutex::new(Vec::new()));
         let seeing = seen.clone();
         receiver.control().resume();
-        let running = Running::start(Worker::new(receiver), move |job: Job| {
+        let mut running = Running::start(Worker::new(receiver), move |job: Job| {
             seeing.lock().push(job.text().unwrap_or_default().to_owned());
             async {}
         });
@@ -202,7 +202,7 @@ pub(crate) fn priority(place: Arc<Place>) -> Outcome {
         }
         let seen = Arc::new(Mutex::new(Vec::new()));
         let seeing = seen.clone();
-        let running = Running::start(Worker::new(receiving.await?).concurrency(1), move |job: Job| {
+        let mut running = Running::start(Worker::new(receiving.await?).concurrency(1), move |job: Job| {
             seeing.lock().push(job.text().unwrap_or_default().to_owned());
             async {}
         });
@@ -228,7 +228,7 @@ pub(crate) fn long(place: Arc<Place>) -> Outcome {
             (calls.clone(), calls)
         };
         let worker = Worker::new(client.receiver(&*queue).lease(lease).await?).concurrency(4);
-        let running = Running::start(worker, move |job: Job| {
+        let mut running = Running::start(worker, move |job: Job| {
             calling.lock().push(job.attempt());
             async move { sleep(lease * 3).await }
         });
@@ -276,7 +276,7 @@ pub(crate) fn lives(place: Arc<Place>) -> Outcome {
         let client = place.client().await?;
         let sender = client.sender(&*queue).await?;
         let life = async || {
-            let running = Running::start(Worker::new(client.receiver(&*queue).await?), |_: Job| async {});
+            let mut running = Running::start(Worker::new(client.receiver(&*queue).await?), |_: Job| async {});
             sender.send("one").await?;
             running.until(|counts| counts.processed == 1).await;
             running.stop().await.map(drop)

@@ -20,9 +20,12 @@ impl Running {
         Self { control: worker.control(), served: tokio::spawn(worker.serve(handler)) }
     }
 
-    /// Waits until the counts are so.
-    pub(crate) async fn until(&self, what: impl Fn(&Counts) -> bool) {
-        until(|| what(&self.control.counts())).await;
+    /// Waits until the counts are so, which they have to be before the worker ends.
+    pub(crate) async fn until(&mut self, what: impl Fn(&Counts) -> bool) {
+        until(|| self.served.is_finished() || what(&self.control.counts())).await;
+        if !what(&self.control.counts()) {
+            panic!("the worker ended: {:?}", (&mut self.served).await);
+        }
     }
 
     /// Waits for the end, which is to be a clean one.
