@@ -98,15 +98,13 @@ impl Ticket {
 
     /// The message is done and does not come again.
     pub fn ack(mut self) -> Answered {
-        let answered = match &self.held {
+        match self.held.take() {
             Some(held) => {
                 let _span = settle(held.fetch.inbox.subject(), "ack", &held.message);
-                held.fetch.inbox.ack(held)
+                held.fetch.inbox.ack(&held)
             }
             None => Answered::LeaseLost,
-        };
-        self.held = None;
-        answered
+        }
     }
 
     /// The message failed and comes again after the default backoff, with the next attempt; after `max_deliveries`

@@ -52,9 +52,10 @@ struct Polled {
 /// How much longer than its wait the next poll may take, after one that took so much.
 ///
 /// The messages of a poll that is given up stay away for their lease, and the broker counts them as delivered. So a broker
-/// that is slow gets more time, or the same messages, first in line, would be lost again and again.
-fn next_grace(grace: Duration, over: Duration) -> Duration {
-    (2 * over).max(grace / 2).clamp(POLL_GRACE, MAX_GRACE)
+/// that is slow gets more time, or the same messages, first in line, would be lost again and again. Not beyond their lease: what
+/// comes after it is lost all the same.
+fn next_grace(grace: Duration, over: Duration, lease: Duration) -> Duration {
+    (2 * over).max(grace / 2).min(lease.min(MAX_GRACE)).max(POLL_GRACE)
 }
 
 /// Polls until the receiver is stopped and the last poll has ended.
@@ -69,10 +70,6 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     let mut look = Instant::now() + every;
     loop {
         let down = shared.link.is_down();
-        if down {
-            // Not slow, but away.
-            grace = POLL_GRACE;
-        }
         if resume.is_none_or(|at| at <= Instant::now()) {
             resume = None;
             while !down && polls.len() < target {
@@ -93,7 +90,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             Some(ended) = polls.join_next() => match ended {
                 Ok(Polled { asked, over, result: Ok(count), .. }) => {
                     refused = 0;
-                    grace = next_grace(grace, over);
+                    if count == 0 || !over.is_zero() {
+                        // One that had not to wait says nothing of those that have.
+                        grace = next_grace(grace, over, shared.lease);
+                    }
                     pause = PAUSE.0;
                     target = match count {
                         0 => 1,
@@ -105,7 +105,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                     target = 1;
                     if error.kind() == ErrorKind::Timeout {
                         // Polls beside each other are late together.
-                        grace = grace.max(next_grace(grace, had));
+                        grace = grace.max(next_grace(grace, had, shared.lease));
                     }
                     resume = Some(Instant::now() + pause);
                     pause = (pause * 2).min(PAUSE.1);
@@ -229,9 +229,8 @@ impl Shared {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let now = Instant::now();
-        if state.leases.sweep() > 0 {
-            state.buffer.retain(|buffered| state.leases.get(buffered.token, now).is_some());
-        }
+        state.leases.sweep();
+        state.buffer.retain(|buffered| state.leases.get(buffered.token, now).is_some());
         for token in state.leases.begin_extending(now + self.lease / 2) {
             state.extend(token, self.lease, now, self.linger, None);
         }
@@ -305,9 +304,11 @@ mod tests {
         let mut graces = Vec::new();
         // Given up three times, then answered after 38 s, 9 s, and at once.
         for over in [5, 10, 20, 38, 9, 0, 0, 0, 0] {
-            grace = next_grace(grace, seconds(over));
+            grace = next_grace(grace, seconds(over), seconds(300));
             graces.push(grace.as_millis());
         }
+        assert_eq!(next_grace(seconds(20), seconds(20), seconds(30)), seconds(30), "not beyond the lease");
+        assert_eq!(next_grace(POLL_GRACE, POLL_GRACE, seconds(2)), POLL_GRACE, "whatever the lease");
         assert_eq!(graces, [10_000, 20_000, 40_000, 60_000, 30_000, 15_000, 7_500, 5_000, 5_000]);
     }
 }

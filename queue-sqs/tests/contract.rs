@@ -306,9 +306,9 @@ async fn a_broker_that_is_slow_loses_no_message_over_and_over() -> Outcome {
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint).await?;
     client.sender("slow").await?.send("x").await?;
-    let opening = client.receiver("slow").lease(5 * LEASE).discard_dead_letters();
-    // A second more than the first poll waits for its answer.
-    endpoint.set_faults(Faults { delay: 1.0, late_by: Duration::from_secs(7), ..Faults::default() });
+    let opening = client.receiver("slow").lease(8 * LEASE).discard_dead_letters();
+    // More than the first two polls wait for their answers.
+    endpoint.set_faults(Faults { delay: 1.0, late_by: Duration::from_secs(13), ..Faults::default() });
     let mut receiver = opening.await?;
     let delivery = timeout(3 * SOON, receiver.receive()).await.map_err(|_| "each poll was given up")??;
     assert_eq!(delivery.attempt(), 2);
