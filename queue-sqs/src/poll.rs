@@ -229,8 +229,7 @@ impl Shared {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let now = Instant::now();
-        state.leases.sweep();
-        state.buffer.retain(|buffered| state.leases.get(buffered.token, now).is_some());
+        state.drop_stale(now);
         for token in state.leases.begin_extending(now + self.lease / 2) {
             state.extend(token, self.lease, now, self.linger, None);
         }
@@ -255,6 +254,12 @@ impl State {
         let whole = count == MAX_MESSAGES.min(shared.prefetch);
         let alone = self.reserved == 0 && self.buffer.is_empty();
         if whole || alone { count } else { 0 }
+    }
+
+    /// Lets go of leases that ran out, and of messages in the buffer that lost theirs in any way.
+    fn drop_stale(&mut self, now: Instant) {
+        self.leases.sweep();
+        self.buffer.retain(|buffered| self.leases.get(buffered.token, now).is_some());
     }
 
     /// Gives back what was fetched and not handed out; says how many.
@@ -295,7 +300,31 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use queue_core::{Message, Position};
+
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_lost_its_lease_leaves_the_buffer() {
+        let mut state = State::default();
+        for seconds in [1, 30, 30] {
+            let time = Duration::from_secs(seconds);
+            let token = state.leases.insert(Lease::granted("r".to_owned(), 1, time, Instant::now(), Duration::ZERO));
+            state.buffer.push_back(Buffered {
+                message: Ok(Message::new("x")),
+                token,
+                attempt: 1,
+                position: Position::default(),
+            });
+        }
+        // One was refused its extension, another runs out.
+        let (refused, held) = (state.buffer[1].token, state.buffer[2].token);
+        assert!(state.leases.take(refused, Instant::now()).is_some());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        state.drop_stale(Instant::now());
+        assert_eq!(state.buffer.iter().map(|buffered| buffered.token).collect::<Vec<_>>(), [held]);
+        assert_eq!(state.leases.len(), 1);
+    }
 
     #[test]
     fn a_broker_that_is_slow_gets_more_time_and_loses_it_when_it_is_fast_again() {

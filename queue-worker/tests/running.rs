@@ -44,6 +44,34 @@ async fn numbers(client: &queue_core::Client, count: usize) -> Outcome {
     Ok(())
 }
 
+/// A queue that is never empty, and handlers that wait for nothing: on one thread, others get their turn all the same.
+#[tokio::test]
+async fn light_handlers_let_other_tasks_run() -> Outcome {
+    const MESSAGES: usize = 20_000;
+    let client = broker().await?;
+    numbers(&client, MESSAGES).await?;
+    let done = Arc::new(AtomicUsize::new(0));
+    let (doing, watching) = (done.clone(), done.clone());
+    let other = tokio::spawn(async move {
+        let mut turns = 0;
+        while watching.load(Ordering::Relaxed) < MESSAGES {
+            turns += usize::from(watching.load(Ordering::Relaxed) > 0);
+            tokio::task::yield_now().await;
+        }
+        turns
+    });
+    let worker = Worker::new(client.receiver("orders").prefetch(MESSAGES).await?);
+    let running = Running::start(worker, move |_: Job| {
+        doing.fetch_add(1, Ordering::Relaxed);
+        async {}
+    });
+    running.until(|counts| counts.processed == MESSAGES as u64).await?;
+    running.stop().await?;
+    let turns = other.await?;
+    assert!(turns >= 5, "{turns} turns");
+    Ok(())
+}
+
 #[tokio::test(start_paused = true)]
 async fn as_many_handlers_run_as_may_and_no_more() -> Outcome {
     let client = broker().await?;
