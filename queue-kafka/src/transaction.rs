@@ -14,7 +14,7 @@ use queue_core::{
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::Producer as _;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::admin::topic_of;
 use crate::config::Settings;
@@ -33,6 +33,11 @@ const LONGEST: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// What the callers' deadlines are exceeded by at most: some of librdkafka's calls have a time of their own.
 const GRACE: Duration = Duration::from_millis(2_500);
+
+/// How long one try takes to open the name again, where something was left open; the next goes on with what it began.
+const TRY: Duration = Duration::from_secs(2);
+/// Between two of them, so that a `begin` comes in.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// How far a commit is, which whoever waits no longer can stop before it is asked for.
 const PREPARING: u8 = 0;
@@ -63,6 +68,9 @@ pub(crate) struct Session {
     monitor: Arc<Monitor>,
     capabilities: Arc<Capabilities>,
     stage: Mutex<Stage>,
+    /// Held by whoever makes a native producer: two would shut each other out. One that has not opened the name in its caller's
+    /// time is kept, since a broker that takes longer than that would never come to an end with new ones.
+    making: Mutex<Option<Arc<Native>>>,
     me: Weak<Self>,
 }
 
@@ -140,6 +148,7 @@ impl Session {
             monitor: monitor.clone(),
             capabilities,
             stage: Mutex::default(),
+            making: Mutex::default(),
             me: me.clone(),
         });
         let deadline = Instant::now() + options.deadline.min(LONGEST);
@@ -158,21 +167,35 @@ impl Session {
         done.unwrap_or_else(|error| Err(lost(error))).map_err(|e| e.with_operation(operation))
     }
 
-    /// The native producer, made anew where a fatal error has ended the last. Blocks.
+    /// The native producer that has the name.
+    fn present(&self) -> Result<Option<Arc<Native>>> {
+        let stage = self.stage.lock();
+        stage.ended.clone().map_or_else(|| Ok(stage.native.clone()), Err)
+    }
+
+    /// The native producer, made anew where the last was let go. Blocks.
     fn native(&self, deadline: Instant) -> Result<Arc<Native>> {
-        {
-            let stage = self.stage.lock();
-            if let Some(ended) = &stage.ended {
-                return Err(ended.clone());
-            }
-            if let Some(native) = &stage.native {
-                return Ok(native.clone());
-            }
+        if let Some(native) = self.present()? {
+            return Ok(native);
         }
-        let native = Arc::new(Native::new(&self.settings.transactional(&self.name, &self.options)?, &self.monitor)?);
+        let making = self.making.try_lock_until(deadline.into_std());
+        let mut making = making.ok_or_else(|| late().with_operation("begin"))?;
+        // Somebody else may have made it meanwhile.
+        if let Some(native) = self.present()? {
+            return Ok(native);
+        }
+        let native = match making.take() {
+            Some(native) => native,
+            None => Arc::new(Native::new(&self.settings.transactional(&self.name, &self.options)?, &self.monitor)?),
+        };
         if let Err(error) = native.producer.init_transactions(left(deadline)) {
+            let goes_on = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
             let error = self.trouble(&native, error, "begin");
-            native.end();
+            if goes_on && self.present().is_ok() {
+                *making = Some(native)
+            } else {
+                native.end()
+            }
             return Err(error);
         }
         let mut stage = self.stage.lock();
@@ -229,9 +252,8 @@ impl Session {
             stage.open = false;
             stage.native.take()
         };
-        if let Some(native) = native {
-            native.end();
-        }
+        let half_made = self.making.try_lock().and_then(|mut making| making.take());
+        native.into_iter().chain(half_made).for_each(|native| native.end());
     }
 
     /// The same, unless it has gone already.
@@ -239,6 +261,23 @@ impl Session {
         if self.is_present(native) {
             self.let_go();
         }
+    }
+
+    /// Has the broker decide what was left open, as soon as it can be reached: until then readers wait for it, and of the
+    /// partitions whose positions are part of it nothing comes, so that there may be nothing for which to begin another.
+    fn clear_up(&self) {
+        let me = self.me.clone();
+        tokio::spawn(async move {
+            while let Some(session) = me.upgrade() {
+                let tried = session.blocking("begin", |session| session.native(Instant::now() + TRY).map(drop)).await;
+                // What is no matter of time the next `begin` tells.
+                if !tried.is_err_and(|error| error.is_retryable()) {
+                    break;
+                }
+                drop(session);
+                sleep(PAUSE).await;
+            }
+        });
     }
 
     fn begin_now(&self, deadline: Instant) -> Result<()> {
@@ -273,6 +312,7 @@ impl Session {
         native.producer.abort_transaction(left(deadline).max(ABORT_TIME)).map_err(|error| {
             let error = self.trouble(native, error, "abort");
             self.let_go_of(native);
+            self.clear_up();
             error
         })
     }
@@ -313,6 +353,7 @@ impl Session {
             Err(error) => {
                 let error = self.trouble(&native, error, "commit");
                 self.let_go_of(&native);
+                self.clear_up();
                 End::Unknown(error)
             }
         }
@@ -399,6 +440,7 @@ impl TransactionSession for Session {
         let Ok(done) = timeout_at(deadline + GRACE, &mut work).await else {
             // Goes on alone, and the next transaction with another native producer, which shuts this one out.
             self.let_go();
+            self.clear_up();
             let stopped = phase.compare_exchange(PREPARING, STOPPED, Ordering::AcqRel, Ordering::Acquire).is_ok();
             let error = late().with_outcome(if stopped { Outcome::NotSent } else { Outcome::Unknown });
             let known = async move {

@@ -17,12 +17,15 @@ const DEADLINE: Duration = Duration::from_secs(3);
 /// How much later than its deadline an answer may come, on a busy machine.
 const GRACE: Duration = Duration::from_secs(4);
 const SOON: Duration = Duration::from_secs(60);
+/// Half of what a transaction that nobody ends is open for.
+const BEFORE_IT_EXPIRES: Duration = Duration::from_secs(30);
 const QUIET: Duration = Duration::from_secs(3);
 
 fn main() {
     run(&[
         ("one_that_was_committed_is_not_repeated", || one_without_an_answer(End::Unanswered)),
         ("one_that_was_not_committed_is_repeated", || one_without_an_answer(End::Swallowed)),
+        ("one_that_was_not_committed_is_repeated_without_a_begin", nobody_begins_another),
         ("one_that_was_committed_is_not_repeated_elsewhere", || another_member_goes_on(End::Unanswered)),
         ("one_that_was_not_committed_is_repeated_elsewhere", || another_member_goes_on(End::Swallowed)),
     ]);
@@ -139,6 +142,26 @@ fn one_without_an_answer(end: End) {
         rig.source.flush().await.unwrap();
         let lag = rig.client.stats(&Source::new(rig.from.parse().unwrap())).await.unwrap().lag;
         assert_eq!(lag, Some(0));
+        let mut copies = copies(&rig.to).await;
+        copies.sort();
+        assert_eq!(copies, ["0", "1", "2", "3"]);
+        rig.client.close(CLOSE).await;
+    });
+}
+
+/// Who begins a transaction for what was received waits for ever if nothing is received before one begins.
+fn nobody_begins_another() {
+    block_on(async {
+        let mut rig = Rig::new().await;
+        let rest = rig.doubt(End::Swallowed).await;
+        rig.relay.heal();
+        let again = timeout(BEFORE_IT_EXPIRES, receive(&mut rig.source, 2)).await.expect("it is decided by itself");
+        assert_eq!(texts(&again), ["0", "2"]);
+        let mut tx = rig.begin().await;
+        for delivery in again.into_iter().chain(rest) {
+            copy(&mut tx, &rig.to, delivery).await;
+        }
+        tx.commit().await.unwrap();
         let mut copies = copies(&rig.to).await;
         copies.sort();
         assert_eq!(copies, ["0", "1", "2", "3"]);

@@ -35,6 +35,11 @@ const BATCH: usize = 40;
 const GIVEN_UP: u8 = 5;
 const LATER: u8 = 8;
 const PATIENCE: Duration = Duration::from_secs(90);
+/// What a broker says that served positions and members for a moment as if there were none, after it was killed: Kafka 4.2.0
+/// does so now and then on a busy machine. Nobody can copy once what it forgets, so such a run proves nothing.
+const FORGOT: &str = "is out of sync with the underlying log";
+/// Most runs until one proves something.
+const RUNS: usize = 3;
 /// How long a send may take while a broker is killed and starts again.
 const SENDS: Duration = Duration::from_secs(120);
 const CLOSE: Duration = Duration::from_secs(10);
@@ -72,7 +77,7 @@ fn main() {
     let mut trials = Vec::new();
     for (protocol, options) in PROTOCOLS {
         let (own, handle) = (own.clone(), handle.clone());
-        let work = move |faults| handle.block_on(each_is_copied_once(&own, protocol, options, faults));
+        let work = move |faults| handle.block_on(each_is_copied_once_at_last(&own, protocol, options, faults));
         trials.push(trial(format!("{protocol}_each_message_is_copied_once"), Box::new(work)));
     }
     let (broker, one) = (own.clone(), handle.clone());
@@ -232,10 +237,30 @@ async fn send(sender: Sender, sending: Arc<AtomicBool>) -> Result<u64, Failed> {
     Ok(next)
 }
 
-async fn each_is_copied_once(own: &Own, protocol: &str, options: &str, faults: usize) -> Result<(), Failed> {
+async fn each_is_copied_once_at_last(own: &Own, protocol: &str, options: &str, faults: usize) -> Result<(), Failed> {
+    for run in 1..RUNS {
+        let mut forgot = Vec::new();
+        let ended = each_is_copied_once(own, (protocol, run), options, faults, &mut forgot).await;
+        match (&ended, forgot.first()) {
+            (Err(error), Some(line)) => {
+                println!("{protocol}: run {run} proves nothing, {error:?}, since the broker says: {line}");
+            }
+            _ => return ended,
+        }
+    }
+    each_is_copied_once(own, (protocol, RUNS), options, faults, &mut Vec::new()).await
+}
+
+async fn each_is_copied_once(
+    own: &Own,
+    (protocol, run): (&str, usize),
+    options: &str,
+    faults: usize,
+    forgot: &mut Vec<String>,
+) -> Result<(), Failed> {
     let plain = format!("kafka://127.0.0.1:{}", own.port(0));
     let url = format!("{plain}?commit_interval=20ms&{options}");
-    let (from, to) = (format!("tx-from-{protocol}"), format!("tx-to-{protocol}"));
+    let (from, to) = (format!("tx-from-{protocol}-{run}"), format!("tx-to-{protocol}-{run}"));
     let client = Client::connect_with(&plain, &[DRIVER]).await?;
     make(&client, &from, PARTITIONS).await?;
     make(&client, &to, 2).await?;
@@ -264,6 +289,8 @@ async fn each_is_copied_once(own: &Own, protocol: &str, options: &str, faults: u
         while copies.len() < before + 200 {
             read(&mut copies, Duration::from_millis(500)).await?;
             if Instant::now() > end {
+                forgot.extend(own.said(FORGOT));
+                sending.store(false, Ordering::Release);
                 return Err(format!("{protocol}: no more copies come after fault {fault}").into());
             }
         }
@@ -273,6 +300,7 @@ async fn each_is_copied_once(own: &Own, protocol: &str, options: &str, faults: u
             0 => copiers.kill(fault / 3 % COPIERS).await?,
             1 => copiers.renew(fault / 3 % COPIERS).await?,
             _ => {
+                forgot.extend(own.said(FORGOT));
                 own.brokers(&["kill", "kafka"]).await?;
                 sleep(Duration::from_millis(fastrand::u64(..2_000))).await;
                 own.brokers(&["start", "kafka"]).await?;
@@ -292,6 +320,7 @@ async fn each_is_copied_once(own: &Own, protocol: &str, options: &str, faults: u
     while read(&mut copies, Duration::from_secs(3)).await? > 0 {}
     let missing: Vec<_> = (0..sent).filter(|number| !copies.contains_key(number)).collect();
     let doubled: Vec<_> = copies.iter().filter(|(_, places)| places.len() > 1).collect();
+    forgot.extend(own.said(FORGOT));
     println!("{protocol}: {sent} sent, {} copied, {} missing, {} doubled", copies.len(), missing.len(), doubled.len());
     client.close(CLOSE).await;
     if !missing.is_empty() || !doubled.is_empty() {

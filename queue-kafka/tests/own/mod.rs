@@ -43,4 +43,10 @@ impl Own {
             false => Err(format!("scripts/brokers {arguments:?}: {}", String::from_utf8_lossy(&output.stderr))),
         }
     }
+
+    /// What the broker `kafka` has written to its log since it was started, as far as a line contains `what`.
+    pub(crate) fn said(&self, what: &str) -> Vec<String> {
+        let log = std::fs::read_to_string(self.folder.join("kafka/broker.log")).unwrap_or_default();
+        log.lines().filter(|line| line.contains(what)).map(str::to_owned).collect()
+    }
 }
