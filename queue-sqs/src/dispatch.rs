@@ -10,7 +10,7 @@ use aws_sdk_sqs::types::SendMessageBatchRequestEntry;
 use queue_core::{Error, ErrorKind, Outcome, Result};
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::mpsc::error::SendError;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{Id, JoinError, JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
@@ -26,6 +26,8 @@ use crate::producer::{Item, Shared, Told};
 pub(crate) const MAX_ENTRIES: usize = 10;
 /// The longest that a short request for a FIFO queue waits for one under way: an answer takes less, unless it is lost.
 const HOLD: Duration = Duration::from_millis(100);
+/// Accepted messages that are told at once: the window of a sender is never empty because of those.
+const MAX_GATHERED: usize = 4 * MAX_ENTRIES;
 /// The pause before another try: from, to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -45,9 +47,10 @@ struct Request {
     bytes: usize,
 }
 
-/// What came back of a request to be sent again.
+/// What came back of a request: what the broker has, and what is to be sent again.
 #[derive(Default)]
 struct Again {
+    accepted: Told,
     /// In order, with their message groups where there is order.
     items: Vec<(Option<Group>, Item)>,
     wait: Wait,
@@ -76,6 +79,8 @@ struct UnderWay {
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     told: UnboundedSender<Told>,
+    /// To be told.
+    accepted: Told,
     /// For standard queues and topics, in order.
     waiting: VecDeque<Item>,
     /// The first that did not fit into the request before.
@@ -99,6 +104,7 @@ impl Driver {
         Self {
             shared,
             told,
+            accepted: Told::new(),
             waiting: VecDeque::new(),
             carried: None,
             lanes: Lanes::default(),
@@ -117,6 +123,9 @@ impl Driver {
                 return self.abandon();
             }
             self.start();
+            if self.gather().await {
+                continue;
+            }
             let closed = {
                 let mut inbox = self.shared.inbox.lock();
                 inbox.awaited = self.has_use();
@@ -138,6 +147,31 @@ impl Driver {
         }
     }
 
+    /// Tells what was accepted: to wake those who wait costs as much as a message, so the answers that come in the same turns
+    /// of this thread are told together. Whether more came.
+    async fn gather(&mut self) -> bool {
+        if self.accepted.is_empty() {
+            return false;
+        }
+        if self.accepted.len() < MAX_GATHERED {
+            // Until the thread has looked at what came from the network.
+            yield_now().await;
+            if let Some(ended) = self.requests.try_join_next_with_id() {
+                self.ended(ended);
+                return true;
+            }
+        }
+        self.tell();
+        false
+    }
+
+    fn tell(&mut self) {
+        if let Err(SendError(accepted)) = self.told.send(std::mem::take(&mut self.accepted)) {
+            // The runtime of whoever opened the sender has ended.
+            accepted.into_iter().for_each(|(item, receipt)| item.verdict.accept(receipt));
+        }
+    }
+
     /// Whether messages that come now could go: else a request under way, or the end of a pause, looks for them.
     fn has_use(&self) -> bool {
         self.requests.len() < self.shared.max_requests && self.resume.is_none()
@@ -153,6 +187,7 @@ impl Driver {
 
     /// Gives up: what was not sent is handed back, what is under way is unknown.
     fn abandon(mut self) {
+        self.tell();
         let items = std::mem::take(&mut self.shared.inbox.lock().items);
         let carried = self.carried.take().map(|ready| ready.item);
         for item in carried.into_iter().chain(self.waiting.drain(..)).chain(self.lanes.drain()).chain(items) {
@@ -179,7 +214,7 @@ impl Driver {
             let Some(request) = request else { return };
             let groups: Vec<_> = request.items.iter().filter_map(|(group, _)| group.clone()).collect();
             let to = request.to.clone();
-            let id = self.requests.spawn(request.send(self.shared.clone(), self.told.clone())).id();
+            let id = self.requests.spawn(request.send(self.shared.clone())).id();
             if !groups.is_empty() {
                 self.busy.insert(id, UnderWay { to, groups, since: now });
             }
@@ -188,7 +223,8 @@ impl Driver {
 
     fn ended(&mut self, ended: std::result::Result<(Id, Again), JoinError>) {
         // One that panicked answered its messages when they were dropped.
-        let (id, again) = ended.unwrap_or_else(|panicked| (panicked.id(), Again::default()));
+        let (id, mut again) = ended.unwrap_or_else(|panicked| (panicked.id(), Again::default()));
+        self.accepted.append(&mut again.accepted);
         let mut groups = self.busy.remove(&id).map(|under_way| under_way.groups).unwrap_or_default();
         match again.wait {
             // Those that went together are one failure.
@@ -365,14 +401,14 @@ impl Request {
         self.items.push((group, item));
     }
 
-    async fn send(self, shared: Arc<Shared>, told: UnboundedSender<Told>) -> Again {
+    async fn send(self, shared: Arc<Shared>) -> Again {
         let Self { to, items, entries, bytes } = self;
         match door::send(&shared, &to, entries).await {
-            Ok(verdicts) => answered(items, verdicts, &told),
+            Ok(verdicts) => answered(items, verdicts),
             Err(error) if error.kind() == ErrorKind::TooLarge && items.len() > 1 => {
                 // Nothing of it was taken; smaller requests are.
                 shared.max_batch.fetch_min(bytes / 2, Ordering::Relaxed);
-                Again { items, wait: Wait::Nobody }
+                Again { items, ..Again::default() }
             }
             Err(error) => failed(&shared, items, &error),
         }
@@ -403,18 +439,14 @@ fn failed(shared: &Shared, items: Vec<(Option<Group>, Item)>, error: &Error) -> 
 }
 
 /// Gives each message its own verdict.
-fn answered(items: Vec<(Option<Group>, Item)>, verdicts: Verdicts, told: &UnboundedSender<Told>) -> Again {
-    let mut again = Again { items: Vec::new(), wait: Wait::Groups };
+fn answered(items: Vec<(Option<Group>, Item)>, verdicts: Verdicts) -> Again {
+    let mut again = Again { accepted: Told::with_capacity(items.len()), items: Vec::new(), wait: Wait::Groups };
     let mut items: Vec<_> = items.into_iter().map(Some).collect();
     let mut take = |id: &str| id.parse::<usize>().ok().and_then(|index| Some((index, items.get_mut(index)?.take()?)));
-    let accepted = verdicts.accepted.into_iter().filter_map(|(id, receipt)| {
+    again.accepted.extend(verdicts.accepted.into_iter().filter_map(|(id, receipt)| {
         let (_, (_, item)) = take(&id)?;
         Some((item, receipt))
-    });
-    if let Err(SendError(accepted)) = told.send(accepted.collect()) {
-        // The runtime of whoever opened the sender has ended.
-        accepted.into_iter().for_each(|(item, receipt)| item.verdict.accept(receipt));
-    }
+    }));
     let mut refused = Vec::new();
     for (id, error) in verdicts.refused {
         if let Some((index, item)) = take(&id) {

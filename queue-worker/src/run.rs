@@ -1,6 +1,5 @@
 //! A worker at work: receives, starts handlers, drains.
 
-use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -31,9 +30,8 @@ use crate::task::{Place, Shared, Work};
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long handlers that were dropped have to be gone: until they next wait for something.
 const DROP: Duration = Duration::from_secs(1);
-/// For each handler that starts so many others are looked at, and taken out where they have ended: with two there are never
-/// more than twice as many as run, and what one took is there for the next while it is still in the processor's cache.
-const LOOKED_AT: usize = 2;
+/// Handlers that ended are taken out when there are as many, or twice as many as run.
+const SWEEP: usize = 128;
 
 /// A moment after another; one that lies beyond all clocks is thirty years away.
 pub(crate) fn far(from: Instant, after: Duration) -> Instant {
@@ -90,8 +88,10 @@ pub(crate) struct Run {
     pub(crate) shared: Arc<Shared>,
     drain: Duration,
     until: BoxFuture<'static, ()>,
-    /// Handlers that may still run, in the order in which they are looked at.
-    handlers: VecDeque<AbortHandle>,
+    /// Handlers that may still run.
+    handlers: Vec<AbortHandle>,
+    /// How many of those there are when the ended ones are taken out.
+    sweep: usize,
     light: Light,
     wish: watch::Receiver<Wish>,
     /// Whether the last wish was to run.
@@ -102,7 +102,17 @@ impl Run {
     pub(crate) fn new(receiver: Receiver, shared: Arc<Shared>, drain: Duration, until: BoxFuture<'static, ()>) -> Self {
         let mut wish = shared.state.wish.subscribe();
         wish.mark_changed();
-        Self { receiver, shared, drain, until, handlers: VecDeque::new(), light: Light::new(), wish, runs: true }
+        Self {
+            receiver,
+            shared,
+            drain,
+            until,
+            handlers: Vec::new(),
+            sweep: SWEEP,
+            light: Light::new(),
+            wish,
+            runs: true,
+        }
     }
 
     pub(crate) async fn serve(mut self, mut start: impl Start) -> Report {
@@ -216,14 +226,11 @@ impl Run {
     }
 
     fn spawned(&mut self, task: JoinHandle<()>) {
-        for _ in 0..LOOKED_AT {
-            if let Some(handler) = self.handlers.pop_front()
-                && !handler.is_finished()
-            {
-                self.handlers.push_back(handler);
-            }
+        if self.handlers.len() >= self.sweep {
+            self.handlers.retain(|handler| !handler.is_finished());
+            self.sweep = SWEEP.max(2 * self.handlers.len());
         }
-        self.handlers.push_back(task.abort_handle());
+        self.handlers.push(task.abort_handle());
     }
 
     async fn end(mut self, mut report: Report) -> Report {
