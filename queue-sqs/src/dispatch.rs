@@ -26,8 +26,10 @@ use crate::producer::{Item, Shared, Told};
 pub(crate) const MAX_ENTRIES: usize = 10;
 /// The longest that a short request for a FIFO queue waits for one under way: an answer takes less, unless it is lost.
 const HOLD: Duration = Duration::from_millis(100);
-/// Accepted messages that are told at once: the window of a sender is never empty because of those.
-const MAX_GATHERED: usize = 4 * MAX_ENTRIES;
+/// Accepted messages that are told at a time.
+const MAX_GATHERED: usize = 8 * MAX_ENTRIES;
+/// How long the first of them waits at most: less than a request takes.
+const GATHERS: Duration = Duration::from_millis(2);
 /// The pause before another try: from, to.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(2));
 
@@ -79,8 +81,9 @@ struct UnderWay {
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     told: UnboundedSender<Told>,
-    /// To be told.
+    /// To be told, and when at the latest.
     accepted: Told,
+    gathered_until: Option<Instant>,
     /// For standard queues and topics, in order.
     waiting: VecDeque<Item>,
     /// The first that did not fit into the request before.
@@ -105,6 +108,7 @@ impl Driver {
             shared,
             told,
             accepted: Told::new(),
+            gathered_until: None,
             waiting: VecDeque::new(),
             carried: None,
             lanes: Lanes::default(),
@@ -139,6 +143,7 @@ impl Driver {
             }
             let shared = self.shared.clone();
             let wake = self.resume.or_else(|| self.lanes.next_due().into_iter().chain(self.held).min());
+            let wake = wake.into_iter().chain(self.gathered_until).min();
             tokio::select! {
                 () = shared.wake.notified() => {}
                 Some(ended) = self.requests.join_next_with_id() => self.ended(ended),
@@ -147,13 +152,15 @@ impl Driver {
         }
     }
 
-    /// Tells what was accepted: to wake those who wait costs as much as a message, so the answers that come in the same turns
-    /// of this thread are told together. Whether more came.
+    /// Tells what was accepted: to wake those who wait costs as much as a message, so the answers that come in the same turn of
+    /// this thread are told together. And more of them as long as so much waits that requests go on without those who are
+    /// told. Whether more came.
     async fn gather(&mut self) -> bool {
-        if self.accepted.is_empty() {
-            return false;
-        }
+        let Some(until) = self.gathered_until else { return false };
         if self.accepted.len() < MAX_GATHERED {
+            if self.has_backlog() && Instant::now() < until {
+                return false;
+            }
             // Until the thread has looked at what came from the network.
             yield_now().await;
             if let Some(ended) = self.requests.try_join_next_with_id() {
@@ -165,7 +172,13 @@ impl Driver {
         false
     }
 
+    /// Whether there are messages for the next requests, without those that are sent when others are told.
+    fn has_backlog(&self) -> bool {
+        self.requests.len() >= self.shared.max_requests && self.waiting.len() >= MAX_GATHERED
+    }
+
     fn tell(&mut self) {
+        self.gathered_until = None;
         if let Err(SendError(accepted)) = self.told.send(std::mem::take(&mut self.accepted)) {
             // The runtime of whoever opened the sender has ended.
             accepted.into_iter().for_each(|(item, receipt)| item.verdict.accept(receipt));
@@ -224,7 +237,10 @@ impl Driver {
     fn ended(&mut self, ended: std::result::Result<(Id, Again), JoinError>) {
         // One that panicked answered its messages when they were dropped.
         let (id, mut again) = ended.unwrap_or_else(|panicked| (panicked.id(), Again::default()));
-        self.accepted.append(&mut again.accepted);
+        if !again.accepted.is_empty() {
+            self.gathered_until.get_or_insert_with(|| Instant::now() + GATHERS);
+            self.accepted.append(&mut again.accepted);
+        }
         let mut groups = self.busy.remove(&id).map(|under_way| under_way.groups).unwrap_or_default();
         match again.wait {
             // Those that went together are one failure.

@@ -5,12 +5,16 @@ use std::time::Duration;
 use queue_core::{Client, Declare, Error, ErrorKind, Events, Message, Outcome as Fate, ProducerOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 
 mod support;
 use support::{Outcome, connect_to, send};
 
-/// Status and body for an operation and what was sent with it; status 0 closes the connection instead.
+/// Status and body for an operation and what was sent with it; status 0 closes the connection instead, and [`NEVER`] keeps it
+/// without an answer.
 type Answer = fn(&str, &str) -> (u16, &'static str);
+
+const NEVER: u16 = 1;
 
 /// Answers each operation with a status and a body until the test ends.
 async fn endpoint(answer: Answer) -> Result<String, support::Failure> {
@@ -45,6 +49,9 @@ async fn serve(mut socket: TcpStream, answer: Answer) -> std::io::Result<()> {
         if status == 0 {
             // Took the request and went away.
             return Ok(());
+        }
+        if status == NEVER {
+            return std::future::pending().await;
         }
         let head = format!(
             "HTTP/1.1 {status} X\r\ncontent-type: application/x-amz-json-1.0\r\ncontent-length: {}\r\n\r\n",
@@ -117,6 +124,43 @@ async fn a_server_that_failed_may_have_the_message() -> Outcome {
     assert_eq!(facts(&outcomes[0]), Some((ErrorKind::Throttled, Fate::Unknown, true)));
     Ok(())
 }
+
+/// Verdicts are told together only as long as others come soon.
+#[tokio::test]
+async fn a_verdict_does_not_wait_for_requests_without_an_answer() -> Outcome {
+    let answer: Answer = |operation, body| match operation {
+        "SendMessageBatch" if body.contains("fast") => (200, FAST),
+        "SendMessageBatch" => (NEVER, ""),
+        other => usual(other),
+    };
+    let url = endpoint(answer).await?;
+    let client = Client::connect_with(&format!("{url}&max_sends=2&request_timeout=60s"), &[queue_sqs::DRIVER]).await?;
+    let sender = client.sender("orders").await?;
+    let fast = timeout(Duration::from_secs(20), sender.send_batch((0..10).map(|_| "fast")));
+    // Two requests of these are under way when the first has its answer, and enough wait for many more.
+    let slow = sender.send_batch((0..500).map(|_| "slow"));
+    tokio::select! {
+        biased;
+        told = fast => drop(told??),
+        told = slow => return Err(format!("nobody answered: {told:?}").into()),
+    }
+    Ok(())
+}
+
+const FAST: &str = concat!(
+    r#"{"Failed":[],"Successful":["#,
+    r#"{"Id":"0","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"1","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"2","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"3","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"4","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"5","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"6","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"7","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"8","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"},"#,
+    r#"{"Id":"9","MessageId":"m","MD5OfMessageBody":"31d4541b8e926a24f0c9b835b68cfdf3"}"#,
+    "]}"
+);
 
 #[tokio::test]
 async fn a_batch_that_is_too_long_goes_in_smaller_ones() -> Outcome {
