@@ -191,10 +191,15 @@ impl Session {
         if let Err(error) = native.producer.init_transactions(left(deadline)) {
             let goes_on = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
             let error = self.trouble(&native, error, "begin");
-            if goes_on && self.present().is_ok() {
-                *making = Some(native)
+            if goes_on {
+                *making = Some(native);
             } else {
-                native.end()
+                native.end();
+            }
+            drop(making);
+            if self.present().is_err() {
+                // Whoever ended this could not take it while it was being made.
+                self.let_go();
             }
             return Err(error);
         }
@@ -252,8 +257,10 @@ impl Session {
             stage.open = false;
             stage.native.take()
         };
-        let half_made = self.making.try_lock().and_then(|mut making| making.take());
-        native.into_iter().chain(half_made).for_each(|native| native.end());
+        if let Some(native) = native {
+            native.end();
+        }
+        self.forget_what_is_made();
     }
 
     /// The same, unless it has gone already.
@@ -265,19 +272,35 @@ impl Session {
 
     /// Has the broker decide what was left open, as soon as it can be reached: until then readers wait for it, and of the
     /// partitions whose positions are part of it nothing comes, so that there may be nothing for which to begin another.
+    ///
+    /// Not for longer than the transaction lasts: after that all it could do is to shut out whoever has the name by then.
     fn clear_up(&self) {
-        let me = self.me.clone();
+        let (me, until) = (self.me.clone(), Instant::now() + self.options.expires_after.min(LONGEST));
         tokio::spawn(async move {
             while let Some(session) = me.upgrade() {
-                let tried = session.blocking("begin", |session| session.native(Instant::now() + TRY).map(drop)).await;
-                // What is no matter of time the next `begin` tells.
-                if !tried.is_err_and(|error| error.is_retryable()) {
+                if Instant::now() > until {
+                    session.forget_what_is_made();
                     break;
+                }
+                let tried = session.blocking("begin", |session| session.native(Instant::now() + TRY).map(drop)).await;
+                match tried {
+                    Err(error) if error.is_retryable() => {
+                        tracing::debug!(%error, transactions = &*session.name, "what was left open is not decided yet");
+                    }
+                    // What is no matter of time the next `begin` tells.
+                    _ => break,
                 }
                 drop(session);
                 sleep(PAUSE).await;
             }
         });
+    }
+
+    /// Ends a native producer that is half made, unless somebody is at it.
+    fn forget_what_is_made(&self) {
+        if let Some(native) = self.making.try_lock().and_then(|mut making| making.take()) {
+            native.end();
+        }
     }
 
     fn begin_now(&self, deadline: Instant) -> Result<()> {
@@ -337,7 +360,9 @@ impl Session {
         }
         match native.producer.commit_transaction(left(deadline)) {
             Ok(()) => {
-                self.stage.lock().open = false;
+                // Too late for whoever waited, another may have begun.
+                let mut stage = self.stage.lock();
+                stage.open &= !stage.has(&native);
                 End::Committed
             }
             // Of its messages some are not with the broker: the commit was not asked for.
@@ -366,7 +391,7 @@ impl Session {
         let retryable = error.kind() != ErrorKind::Conflict && error.kind() != ErrorKind::Unauthorized;
         let error = error.with_retryable(retryable);
         if let Err(error) = self.abort_of(native, deadline) {
-            tracing::debug!(%error, transactions = &*self.name, "what cannot be committed is left to its expiry");
+            tracing::debug!(%error, transactions = &*self.name, "what cannot be committed cannot be given up yet either");
         }
         End::Not(error)
     }
@@ -438,7 +463,7 @@ impl TransactionSession for Session {
             (end, known)
         });
         let Ok(done) = timeout_at(deadline + GRACE, &mut work).await else {
-            // Goes on alone, and the next transaction with another native producer, which shuts this one out.
+            // Goes on alone, until another native producer opens the name, which shuts this one out.
             self.let_go();
             self.clear_up();
             let stopped = phase.compare_exchange(PREPARING, STOPPED, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -467,7 +492,17 @@ impl TransactionSession for Session {
 
     async fn close(&self, deadline: Instant) -> CloseReport {
         let mut report = CloseReport::default();
+        // From here on nothing opens the name, and so shuts out whoever opens it next.
+        self.stage.lock().ended.get_or_insert_with(|| Error::closed("transactor"));
         if let Err(error) = self.abort(deadline).await {
+            report.errors.push(error);
+        }
+        // Whoever is at it just now ends what it made.
+        let made = self.blocking("close", move |session| {
+            drop(session.making.try_lock_until(deadline.into_std()));
+            Ok(())
+        });
+        if let Err(error) = made.await {
             report.errors.push(error);
         }
         self.end(Error::closed("transactor"));

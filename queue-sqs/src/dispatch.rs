@@ -177,6 +177,13 @@ impl Driver {
         self.requests.len() >= self.shared.max_requests && self.waiting.len() >= MAX_GATHERED
     }
 
+    /// Takes what requests have left that are over.
+    fn take_ended(&mut self) {
+        while let Some(ended) = self.requests.try_join_next_with_id() {
+            self.ended(ended);
+        }
+    }
+
     fn tell(&mut self) {
         self.gathered_until = None;
         if let Err(SendError(accepted)) = self.told.send(std::mem::take(&mut self.accepted)) {
@@ -200,6 +207,7 @@ impl Driver {
 
     /// Gives up: what was not sent is handed back, what is under way is unknown.
     fn abandon(mut self) {
+        self.take_ended();
         self.tell();
         let items = std::mem::take(&mut self.shared.inbox.lock().items);
         let carried = self.carried.take().map(|ready| ready.item);
@@ -393,6 +401,14 @@ impl Driver {
                 .with_context("actual", encoded.size));
         }
         Ok(encoded)
+    }
+}
+
+impl Drop for Driver {
+    /// Dropped with its runtime, it tells what it knows.
+    fn drop(&mut self) {
+        self.take_ended();
+        self.tell();
     }
 }
 

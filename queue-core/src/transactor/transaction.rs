@@ -163,7 +163,7 @@ impl Drop for Transaction {
             let runtime = open.runtime().clone();
             runtime.spawn(async move {
                 if let Err(error) = open.abort().await {
-                    tracing::debug!(%error, "a dropped transaction is left to its expiry");
+                    tracing::debug!(%error, "a dropped transaction could not be given up");
                 }
             });
         }
