@@ -26,6 +26,7 @@ fn main() {
         ("one_that_was_committed_is_not_repeated", || one_without_an_answer(End::Unanswered)),
         ("one_that_was_not_committed_is_repeated", || one_without_an_answer(End::Swallowed)),
         ("one_that_was_not_committed_is_repeated_without_a_begin", nobody_begins_another),
+        ("a_closed_transactor_shuts_nobody_out", the_successor_is_left_alone),
         ("one_that_was_committed_is_not_repeated_elsewhere", || another_member_goes_on(End::Unanswered)),
         ("one_that_was_not_committed_is_repeated_elsewhere", || another_member_goes_on(End::Swallowed)),
     ]);
@@ -166,6 +167,27 @@ fn nobody_begins_another() {
         copies.sort();
         assert_eq!(copies, ["0", "1", "2", "3"]);
         rig.client.close(CLOSE).await;
+    });
+}
+
+/// What would decide the transaction that was left open would shut out whoever has opened the name since.
+fn the_successor_is_left_alone() {
+    block_on(async {
+        let mut rig = Rig::new().await;
+        let rest = rig.doubt(End::Swallowed).await;
+        rest.into_iter().for_each(std::mem::forget);
+        let name = rig.transactions.name().to_owned();
+        rig.client.close(CLOSE).await;
+        let second = Client::connect_with(&url().unwrap(), &[DRIVER]).await.unwrap();
+        let transactions = second.transactions(name).await.unwrap();
+        rig.relay.heal();
+        let end = Instant::now() + QUIET;
+        while Instant::now() < end {
+            let mut tx = transactions.begin().await.unwrap();
+            tx.send(rig.to.as_str(), "of the successor").await.unwrap();
+            tx.commit().await.unwrap();
+        }
+        second.close(CLOSE).await;
     });
 }
 
