@@ -1,5 +1,7 @@
 //! Transactions: what is sent in one becomes visible, and positions are committed, both or neither.
 
+mod producer;
+
 use std::fmt;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Weak};
@@ -8,22 +10,21 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use queue_core::{
-    Acks, Address, Capabilities, CloseReport, Completion, Error, ErrorKind, Message, Outcome, Producer,
-    ProducerOptions, Result, TransactionOptions, TransactionSession, Uncommitted,
+    Acks, Address, Capabilities, CloseReport, Error, ErrorKind, Outcome, Producer, ProducerOptions, Result,
+    TransactionOptions, TransactionSession, Uncommitted,
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::Producer as _;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::producer::TransactionalProducer;
 use crate::admin::topic_of;
 use crate::config::Settings;
 use crate::error;
-use crate::flights::Share;
 use crate::inbox::{Granted, Inbox, Turn};
 use crate::monitor::Monitor;
 use crate::native::Native;
-use crate::producer::enqueue;
 
 /// What an abort has at least, also when the time of its transaction is over: whoever reads waits for it.
 const ABORT_TIME: Duration = Duration::from_secs(2);
@@ -438,7 +439,7 @@ impl TransactionSession for Session {
             native.find(topic, self.settings.config.request_timeout).await;
         }
         let session = self.me.upgrade().ok_or_else(|| Error::closed("transactor"))?;
-        Ok(Arc::new(TransactionalProducer { topic: topic.into(), session, share: Arc::default() }))
+        Ok(Arc::new(TransactionalProducer::new(topic, session)))
     }
 
     async fn begin(&self, deadline: Instant) -> Result<()> {
@@ -507,48 +508,5 @@ impl TransactionSession for Session {
         }
         self.end(Error::closed("transactor"));
         report
-    }
-}
-
-/// Sends to one topic within the transactions of a name.
-pub(crate) struct TransactionalProducer {
-    topic: Arc<str>,
-    session: Arc<Session>,
-    share: Arc<Share>,
-}
-
-impl fmt::Debug for TransactionalProducer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TransactionalProducer").field("topic", &self.topic).finish_non_exhaustive()
-    }
-}
-
-#[async_trait]
-impl Producer for TransactionalProducer {
-    fn capabilities(&self) -> Arc<Capabilities> {
-        self.session.capabilities.clone()
-    }
-
-    fn send(&self, batch: Vec<Message>, done: Completion) {
-        let native = match &*self.session.stage.lock() {
-            Stage { native: Some(native), open: true, .. } => Some(native.clone()),
-            _ => None,
-        };
-        let Some(native) = native else {
-            return done.fail_all(&Error::closed("transaction").with_operation("send"), batch);
-        };
-        let departure = native.flights.depart(batch.len(), done, &self.share);
-        let mut failed = Vec::new();
-        for (index, message) in batch.iter().enumerate() {
-            if let Err((error, _)) = enqueue(&native, &self.topic, message, departure.word(index), 0) {
-                failed.push((index, error));
-            }
-        }
-        native.flights.departed(&departure, batch, failed);
-    }
-
-    async fn close(&self, _: Instant) -> CloseReport {
-        // The transaction waits for its messages.
-        CloseReport::default()
     }
 }

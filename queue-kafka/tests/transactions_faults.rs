@@ -35,8 +35,8 @@ const BATCH: usize = 40;
 const GIVEN_UP: u8 = 5;
 const LATER: u8 = 8;
 const PATIENCE: Duration = Duration::from_secs(90);
-/// What a broker says that served positions and members for a moment as if there were none, after it was killed: Kafka 4.2.0
-/// does so now and then on a busy machine. Nobody can copy once what it forgets, so such a run proves nothing.
+/// What a broker says that has lost what it knew of groups until it has loaded it again, after it was killed: Kafka 4.2.0 does
+/// so now and then on a busy machine. Nobody can copy once what it forgets, so such a run proves nothing.
 const FORGOT: &str = "is out of sync with the underlying log";
 /// Most runs until one proves something.
 const RUNS: usize = 3;

@@ -27,8 +27,8 @@ use crate::topics::{self, Topics};
 /// How long a message is tried on a FIFO queue at most: a deduplication id holds for five minutes.
 const MAX_TRYING: Duration = Duration::from_secs(240);
 
-/// Lists of accepted messages, of up to some eighty each, whose verdicts are given at a time.
-const TOLD: usize = 2;
+/// Lists of accepted messages, of ten to some eighty each, whose verdicts are given at a time.
+const TOLD: usize = 16;
 
 /// Sends to one queue or topic.
 pub(crate) struct SqsProducer {
