@@ -1,5 +1,6 @@
 //! Transactions: what is sent in one becomes visible, and positions are committed, both or neither.
 
+mod end;
 mod producer;
 
 use std::fmt;
@@ -15,14 +16,14 @@ use queue_core::{
 };
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::producer::Producer as _;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout_at};
 
+use self::end::{End, all, settle};
 use self::producer::TransactionalProducer;
 use crate::admin::topic_of;
 use crate::config::Settings;
 use crate::error;
-use crate::inbox::{Granted, Inbox, Turn};
+use crate::inbox::{Granted, Inbox};
 use crate::monitor::Monitor;
 use crate::native::Native;
 
@@ -114,23 +115,6 @@ fn lost(error: tokio::task::JoinError) -> Error {
 
 fn late() -> Error {
     Error::new(ErrorKind::Timeout, "the broker did not answer before the deadline").with_operation("commit")
-}
-
-/// Waits until it is known of all receivers what became of their messages.
-async fn all(known: Vec<oneshot::Receiver<()>>) {
-    for one in known {
-        // A receiver that is closed knows no more.
-        let _ = one.await;
-    }
-}
-
-/// What came of a commit.
-enum End {
-    Committed,
-    /// Nothing of it happened.
-    Not(Error),
-    /// It may have happened.
-    Unknown(Error),
 }
 
 impl Session {
@@ -417,17 +401,6 @@ impl Session {
         }
         Ok(granted)
     }
-}
-
-/// Ends the turns as the transaction ended; what waits until that is known.
-fn settle(granted: Vec<Granted>, end: &End) -> Vec<oneshot::Receiver<()>> {
-    let turns = granted.into_iter().map(|granted| granted.turn);
-    match end {
-        End::Committed => turns.for_each(Turn::committed),
-        End::Not(_) => drop(turns.collect::<Vec<_>>()),
-        End::Unknown(_) => return turns.map(Turn::doubtful).collect(),
-    }
-    Vec::new()
 }
 
 #[async_trait]
