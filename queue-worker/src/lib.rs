@@ -12,6 +12,7 @@ mod failure;
 mod handler;
 mod handling;
 mod job;
+mod lanes;
 mod light;
 mod limit;
 mod payload;

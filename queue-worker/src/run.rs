@@ -12,7 +12,7 @@ use futures::future::BoxFuture;
 use queue_core::{Delivery, Error, ErrorKind, Processing, Receiver, request};
 use tokio::sync::watch;
 use tokio::task::coop::has_budget_remaining;
-use tokio::task::{AbortHandle, JoinHandle, spawn, yield_now};
+use tokio::task::yield_now;
 use tokio::time::{Instant, timeout, timeout_at};
 use tower_service::Service;
 
@@ -21,6 +21,7 @@ use crate::counts::Counters;
 use crate::failure::{BoxError, Failure};
 use crate::handling::{Handling, Rest};
 use crate::job::Job;
+use crate::lanes::Lanes;
 use crate::light::Light;
 use crate::reply::IntoReply;
 use crate::report::Report;
@@ -30,8 +31,6 @@ use crate::task::{Place, Shared, Work};
 const FLUSH: Duration = Duration::from_secs(5);
 /// How long handlers that were dropped have to be gone: until they next wait for something.
 const DROP: Duration = Duration::from_secs(1);
-/// Handlers that ended are taken out when there are as many, or twice as many as run.
-const SWEEP: usize = 128;
 
 /// A moment after another; one that lies beyond all clocks is thirty years away.
 pub(crate) fn far(from: Instant, after: Duration) -> Instant {
@@ -88,10 +87,7 @@ pub(crate) struct Run {
     pub(crate) shared: Arc<Shared>,
     drain: Duration,
     until: BoxFuture<'static, ()>,
-    /// Handlers that may still run.
-    handlers: Vec<AbortHandle>,
-    /// How many of those there are when the ended ones are taken out.
-    sweep: usize,
+    lanes: Lanes,
     light: Light,
     wish: watch::Receiver<Wish>,
     /// Whether the last wish was to run.
@@ -102,17 +98,7 @@ impl Run {
     pub(crate) fn new(receiver: Receiver, shared: Arc<Shared>, drain: Duration, until: BoxFuture<'static, ()>) -> Self {
         let mut wish = shared.state.wish.subscribe();
         wish.mark_changed();
-        Self {
-            receiver,
-            shared,
-            drain,
-            until,
-            handlers: Vec::new(),
-            sweep: SWEEP,
-            light: Light::new(),
-            wish,
-            runs: true,
-        }
+        Self { receiver, shared, drain, until, lanes: Lanes::new(), light: Light::new(), wish, runs: true }
     }
 
     pub(crate) async fn serve(mut self, mut start: impl Start) -> Report {
@@ -204,11 +190,10 @@ impl Run {
         T: Send + 'static,
         E: Into<BoxError>,
     {
-        let task = Handling::call(call, finish, processing, Place::take(&self.shared));
+        let mut task = Box::pin(Handling::call(call, finish, processing, Place::take(&self.shared)));
         if !self.light.is_tried() {
-            return self.spawned(spawn(task));
+            return self.lanes.run(task);
         }
-        let mut task = Box::pin(task);
         let began = self.light.begin(std::time::Instant::now);
         if poll_fn(|cx| Poll::Ready(task.as_mut().poll(cx).is_ready())).await {
             let turn = self.light.ended(began, std::time::Instant::now());
@@ -221,16 +206,8 @@ impl Run {
             }
         } else {
             self.light.waits();
-            self.spawned(spawn(task));
+            self.lanes.run(task);
         }
-    }
-
-    fn spawned(&mut self, task: JoinHandle<()>) {
-        if self.handlers.len() >= self.sweep {
-            self.handlers.retain(|handler| !handler.is_finished());
-            self.sweep = SWEEP.max(2 * self.handlers.len());
-        }
-        self.handlers.push(task.abort_handle());
     }
 
     async fn end(mut self, mut report: Report) -> Report {
@@ -243,7 +220,7 @@ impl Run {
                 handlers = self.shared.state.slots.running(),
                 "handlers are dropped, they did not end in time"
             );
-            self.handlers.iter().for_each(AbortHandle::abort);
+            self.lanes.abort();
             // One that waits for nothing cannot be dropped.
             let _ = timeout(DROP, idle()).await;
         }
