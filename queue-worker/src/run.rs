@@ -179,7 +179,7 @@ impl Run {
         }
     }
 
-    /// Runs a handler, which ends with `finish`: in a task of its own, unless it is light. Both run inside of its span.
+    /// Runs a handler, which ends with `finish`: in a task beside the others, unless it is light. Both run inside of its span.
     pub(crate) async fn run<F, T, E>(
         &mut self,
         processing: Processing,

@@ -1,4 +1,4 @@
-//! The worker allocates one thing for a message beside what a bare loop does: the task of its handler.
+//! The worker allocates one thing for a message beside what a bare loop does: the future of its handler.
 
 mod common;
 
