@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// What a handler may take to be light. A task of its own costs about a tenth of it, and the message behind it waits as long.
+/// What a handler may take to be light. Another task for it costs about a twentieth of that, and the message behind it waits as long.
 const LIGHT: Duration = Duration::from_micros(10);
 /// What nothing but a handler takes, with the fetch of what it works on in it.
 const SURE: Duration = Duration::from_millis(1);
@@ -13,7 +13,7 @@ const TRY: (u32, u32) = (64, 4096);
 
 /// Tells whether handlers are so light that the worker's own task runs them: they wait for nothing and end at once.
 ///
-/// One of many is tried. As long as they are light, all are; the first that is not goes on in a task of its own, and those
+/// One of many is tried. As long as they are light, all are; the first that is not goes on in another task, and those
 /// behind it start in theirs, so that handlers which compute use all cores.
 #[derive(Debug)]
 pub(crate) struct Light {

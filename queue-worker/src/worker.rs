@@ -175,8 +175,9 @@ impl<L> Worker<L> {
 
     /// Works until it is to end, or the receiver ends with an error; then drains.
     ///
-    /// Each handler has a task to itself while it runs, so that many use all cores; the task takes another behind it. Only as long
-    /// as they wait for nothing and end within 10 µs they run in the worker's. A panic ends nothing but its handler.
+    /// Each handler has a task to itself while it runs, so that many use all cores; the task, with its id, takes another behind it,
+    /// until the worker has ended. Only as long as they wait for nothing and end within 10 µs they run in the worker's. A panic ends
+    /// nothing but its handler.
     ///
     /// # Cancel safety
     /// Dropped, no more handlers start; those that run go on and answer, and the receiver gives back the rest.
