@@ -109,6 +109,22 @@ async fn a_failed_entry_is_not_done_and_the_others_are() -> Outcome {
 }
 
 #[tokio::test]
+async fn a_fault_that_is_due_twice_happens() -> Outcome {
+    let queue = faulty("due", Faults { fail_entry: 0.1, ..Faults::default() }).await?;
+    let mut spared = 0;
+    for _ in 0..100 {
+        let entry = |i: i32| SendMessageBatchRequestEntry::builder().id(i.to_string()).message_body("x").build();
+        let entries = (0..10).map(entry).collect::<Result<Vec<_>, _>>()?;
+        let answer = queue.sqs.send_message_batch().queue_url(&queue.url).set_entries(Some(entries)).send().await?;
+        for i in 0..10 {
+            spared = if answer.failed.iter().any(|entry| entry.id == i.to_string()) { 0 } else { spared + 1 };
+            assert!(spared < 20, "with one in ten");
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn an_expired_receipt_is_worth_nothing_and_its_message_is_back() -> Outcome {
     for (name, told) in [("expire", Ok(())), ("expire.fifo", Err("InvalidParameterValue".to_owned()))] {
         let queue = faulty(name, Faults { expire: 1.0, ..Faults::default() }).await?;

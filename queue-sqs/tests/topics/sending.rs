@@ -31,7 +31,7 @@ async fn each_entry_of_a_request_has_its_own_verdict() -> Outcome {
 
 #[tokio::test]
 async fn a_fifo_topic_keeps_the_order_of_a_key_when_entries_fail_and_answers_are_lost() -> Outcome {
-    const COUNT: usize = 300;
+    const COUNT: usize = 450;
     const KEYS: usize = 15;
     let endpoint = Endpoint::start().await?;
     let client = connect(&endpoint).await?;
